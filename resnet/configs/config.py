@@ -1,0 +1,187 @@
+"""One configuration: the network, how it is trained, and what values are allowed."""
+
+import dataclasses
+import itertools
+import math
+import types
+import typing
+
+from resnet.utils.errors import UserError
+
+DATASETS = ("cifar-10", "cifar-100", "digits", "imagenet")
+MODEL_CLASSES = ("resnet", "revnet")
+OPTIMIZERS = ("mom",)
+LR_SCHEDULERS = ("fixed",)
+PREPROCESSORS = ("cifar", "inception", "vgg")
+
+# A bottleneck unit's 1x1, 3x3, 1x1 convolutions work at a quarter of its output width; the configured
+# filters are that quarter (He et al. 2016, "Identity Mappings in Deep Residual Networks").
+BOTTLENECK_FACTOR = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Everything that determines a training run, with the original code's field names.
+
+  Raises:
+    UserError (a ValueError): a field has the wrong type or an impossible value.
+  """
+
+  name: str  # of the model, as in --model
+  dataset: str
+  # Network.
+  model_class: str
+  height: int  # of the input images, pixels
+  width: int
+  num_channel: int
+  num_classes: int
+  num_residual_units: tuple[int, ...]  # per stage
+  filters: tuple[int, ...]  # of the stem, then per stage; both streams of a RevNet together
+  strides: tuple[int, ...]  # of each stage's first unit
+  use_bottleneck: bool
+  init_filter: int  # stem kernel size, pixels
+  init_stride: int
+  init_max_pool: bool  # 3x3 max pool of stride 2 after the stem
+  manual_gradients: bool  # rebuild activations in the backward pass instead of storing them
+  # Training.
+  batch_size: int  # of one update, over all replicas
+  valid_batch_size: int  # of evaluation
+  preprocessor: str
+  optimizer: str  # "mom": SGD with momentum
+  momentum: float
+  wd: float  # weight decay: gradient += wd * kernel
+  lr_scheduler: str  # "fixed": piecewise constant
+  base_learn_rate: float
+  lr_decay_steps: tuple[int, ...]  # iterations at which the rates of lr_list start
+  lr_list: tuple[float, ...]
+  max_train_iter: int  # iterations (updates)
+  disp_iter: int  # log the loss every so many iterations
+  valid_iter: int  # evaluate every so many iterations
+  save_iter: int  # write a checkpoint every so many iterations
+  seed: int
+
+  def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):
+      object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+    _check_choices(self)
+    _check_numbers(self)
+    _check_stages(self)
+    _check_widths(self)
+
+  @property
+  def unit_filters(self) -> tuple[int, ...]:
+    """Output channels of the stem, then of each stage's units."""
+    factor = BOTTLENECK_FACTOR if self.use_bottleneck else 1
+    return (self.filters[0], *(factor * filters for filters in self.filters[1:]))
+
+
+def _checked(field: dataclasses.Field, value: object) -> object:
+  """`value` as the field's declared type: lists become tuples, whole numbers become floats."""
+  declared = field.type
+  if isinstance(declared, types.GenericAlias):
+    item_type = typing.get_args(declared)[0]
+    if isinstance(value, list | tuple) and all(_is_a(item_type, item) for item in value):
+      return tuple(item_type(item) for item in value)
+    raise UserError(f"{field.name} must be a list of {item_type.__name__}, got {value!r}")
+  assert isinstance(declared, type)
+  if not _is_a(declared, value):
+    raise UserError(f"{field.name} must be a {declared.__name__}, got {value!r}")
+  return declared(value)
+
+
+def _is_a(declared: type, value: object) -> bool:
+  if declared is float:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+  return isinstance(value, declared) and (declared is bool or not isinstance(value, bool))
+
+
+def _check_choices(config: Config) -> None:
+  for field, allowed in (
+    ("dataset", DATASETS),
+    ("model_class", MODEL_CLASSES),
+    ("optimizer", OPTIMIZERS),
+    ("lr_scheduler", LR_SCHEDULERS),
+    ("preprocessor", PREPROCESSORS),
+  ):
+    value = getattr(config, field)
+    if value not in allowed:
+      raise UserError(f"{field} must be one of {', '.join(allowed)}; got {value!r}")
+  if not config.name or "/" in config.name:
+    raise UserError(f"name must be a word without '/', got {config.name!r}")
+
+
+def _check_numbers(config: Config) -> None:
+  at_least_one = (
+    "height width num_channel num_classes init_filter init_stride batch_size valid_batch_size "
+    "max_train_iter disp_iter valid_iter save_iter"
+  )
+  for name in at_least_one.split():
+    if getattr(config, name) < 1:
+      raise UserError(f"{name} must be at least 1, got {getattr(config, name)}")
+  for name in ("num_residual_units", "filters", "strides", "lr_decay_steps"):
+    if any(item < 1 for item in getattr(config, name)):
+      raise UserError(f"{name} must all be at least 1, got {list(getattr(config, name))}")
+  if not 0 <= config.momentum < 1:
+    raise UserError(f"momentum must be in [0, 1), got {config.momentum}")
+  if not 0 <= config.seed < 2**31:
+    raise UserError(f"seed must be in [0, 2**31), got {config.seed}")
+  if config.wd < 0:
+    raise UserError(f"wd must not be negative, got {config.wd}")
+  for rate in (config.base_learn_rate, *config.lr_list):
+    if rate < 0:
+      raise UserError(f"base_learn_rate and lr_list must not be negative, got {rate}")
+  if len(config.lr_list) != len(config.lr_decay_steps):
+    raise UserError(
+      f"lr_list must have one rate for each of lr_decay_steps, "
+      f"got {len(config.lr_list)} rates for {len(config.lr_decay_steps)} steps"
+    )
+  if any(later <= sooner for sooner, later in itertools.pairwise(config.lr_decay_steps)):
+    raise UserError(f"lr_decay_steps must increase, got {list(config.lr_decay_steps)}")
+
+
+def _check_stages(config: Config) -> None:
+  stages = len(config.num_residual_units)
+  if stages < 1:
+    raise UserError("num_residual_units must name at least one stage, got []")
+  if len(config.strides) != stages:
+    raise UserError(
+      f"strides must have one entry for each of the {stages} stages of num_residual_units, "
+      f"got {len(config.strides)}"
+    )
+  if len(config.filters) != stages + 1:
+    raise UserError(
+      f"filters must have {stages + 1} entries, for the stem and the {stages} stages of "
+      f"num_residual_units, got {len(config.filters)}"
+    )
+
+
+def _check_widths(config: Config) -> None:
+  if config.model_class == "revnet":
+    for filters in config.filters:
+      if filters % 2:
+        raise UserError(f"filters of a RevNet must be even (two equal streams), got {filters}")
+  elif config.manual_gradients:
+    raise UserError("manual_gradients must be false for model_class 'resnet': it is not reversible")
+  if config.use_bottleneck:
+    return
+  # Without projections the skip path pads channels evenly and pools without a remainder.
+  streams = 2 if config.model_class == "revnet" else 1
+  for before, after in itertools.pairwise(filters // streams for filters in config.filters):
+    if after < before or (after - before) % 2:
+      raise UserError(
+        f"filters without use_bottleneck must grow by a multiple of {2 * streams} from stage to stage "
+        f"(the skip path pads zero channels on both sides), got {list(config.filters)}"
+      )
+  height, width = (_stem_size(config, size) for size in (config.height, config.width))
+  for stride in config.strides:
+    if height % stride or width % stride:
+      raise UserError(
+        f"strides without use_bottleneck must divide the feature map; got {list(config.strides)} "
+        f"for images of {config.height}x{config.width}"
+      )
+    height, width = height // stride, width // stride
+
+
+def _stem_size(config: Config, size: int) -> int:
+  size = math.ceil(size / config.init_stride)
+  return math.ceil(size / 2) if config.init_max_pool else size

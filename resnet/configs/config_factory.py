@@ -1,0 +1,106 @@
+"""The registry of named configurations, and their JSON form."""
+
+import dataclasses
+import difflib
+import json
+import os
+from collections.abc import Iterable
+
+from resnet.configs.config import Config
+from resnet.utils.errors import UserError
+
+_REGISTRY: dict[str, Config] = {}
+
+
+def register(config: Config) -> Config:
+  """Makes `config` available by its name; returns it."""
+  assert config.name not in _REGISTRY, f"two configurations are called {config.name}"
+  _REGISTRY[config.name] = config
+  return config
+
+
+def get_config(name: str) -> Config:
+  """The configuration registered as `name`, e.g. "revnet-110".
+
+  Raises:
+    UserError (a ValueError): no such model; lists those there are.
+  """
+  if name not in _REGISTRY:
+    raise UserError(f"unknown model {name!r}; allowed are {', '.join(_REGISTRY)}")
+  return _REGISTRY[name]
+
+
+def get_config_from_json(path: str | os.PathLike) -> Config:
+  """The configuration saved at `path` by `save_config`.
+
+  Raises:
+    UserError (a ValueError): no such file, not JSON, a field unknown, missing or impossible.
+  """
+  try:
+    with open(path, encoding="utf-8") as file:
+      fields = json.load(file)
+  except OSError as error:
+    raise UserError(f"cannot read config {path}: {error.strerror}") from error
+  except ValueError as error:
+    raise UserError(f"config {path} is not JSON: {error}") from error
+  if not isinstance(fields, dict):
+    raise UserError(f"config {path} must be a JSON object of fields, got a {type(fields).__name__}")
+  try:
+    for name in fields:
+      _require_field(name)
+    missing = [name for name in _field_names() if name not in fields]
+    if missing:
+      raise UserError(f"missing field {', '.join(missing)}")
+    return Config(**fields)
+  except UserError as error:
+    raise UserError(f"config {path}: {error}") from error
+
+
+def save_config(config: Config, path: str | os.PathLike) -> None:
+  """Writes `config` as JSON, every field included."""
+  with open(path, "w", encoding="utf-8") as file:
+    json.dump(dataclasses.asdict(config), file, indent=1)
+    file.write("\n")
+
+
+def override_config(config: Config, overrides: Iterable[str]) -> Config:
+  """`config` with fields replaced.
+
+  Args:
+    config: the configuration to start from.
+    overrides: "field=value" each, the value as in JSON; a list may be written with or without its
+      brackets ("lr_list=0.01,0.001"), a string with or without its quotes.
+
+  Raises:
+    UserError (a ValueError): malformed, an unknown field or an impossible value.
+  """
+  changes = {}
+  for override in overrides:
+    name, equals, text = override.partition("=")
+    if not equals:
+      raise UserError(f"override must be field=value, got {override!r}")
+    _require_field(name)
+    current = getattr(config, name)
+    changes[name] = text if isinstance(current, str) else _parse(name, text, isinstance(current, tuple))
+  return dataclasses.replace(config, **changes)
+
+
+def _parse(name: str, text: str, is_list: bool) -> object:
+  if is_list and not text.strip().startswith("["):
+    text = f"[{text}]"
+  try:
+    return json.loads(text)
+  except ValueError as error:
+    raise UserError(f"override of {name} is not a JSON value: {text!r}") from error
+
+
+def _field_names() -> list[str]:
+  return [field.name for field in dataclasses.fields(Config)]
+
+
+def _require_field(name: str) -> None:
+  names = _field_names()
+  if name not in names:
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    raise UserError(f"unknown field {name!r}{hint}; allowed are {', '.join(names)}")

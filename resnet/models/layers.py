@@ -1,0 +1,129 @@
+"""The layers both kinds of network are made of. All tensors are [N, H, W, C]."""
+
+import math
+
+import keras
+import tensorflow as tf
+
+BATCH_NORM_EPSILON = 1e-3
+BATCH_NORM_DECAY = 0.99
+
+
+def conv(filters: int, kernel_size: int, stride: int, name: str) -> keras.layers.Conv2D:
+  """A convolution without bias, SAME padding, initialised for ReLU by its fan-out.
+
+  Its kernel is drawn from a normal distribution of standard deviation sqrt(2 / (k * k * filters)),
+  truncated at two of them.
+  """
+  stddev = math.sqrt(2 / (kernel_size * kernel_size * filters))
+  return keras.layers.Conv2D(
+    filters,
+    kernel_size,
+    strides=stride,
+    padding="same",
+    use_bias=False,
+    kernel_initializer=keras.initializers.TruncatedNormal(stddev=stddev),
+    name=name,
+  )
+
+
+def dense(units: int, fan_in: int, name: str) -> keras.layers.Dense:
+  """The classifier: kernel uniform in +-sqrt(3 / fan_in), bias zero."""
+  limit = math.sqrt(3 / fan_in)
+  return keras.layers.Dense(
+    units, kernel_initializer=keras.initializers.RandomUniform(-limit, limit), name=name
+  )
+
+
+@keras.saving.register_keras_serializable("resnet")
+class BatchNorm(keras.layers.Layer):
+  """Batch normalisation over [N, H, W] by the fused kernel, about a fifth faster a step than Keras' own.
+
+  With training=True it normalises by the batch's mean and (biased) variance and moves the moving
+  statistics towards them: moving = 0.99 * moving + 0.01 * batch. Otherwise it normalises by the
+  moving statistics. Under data parallelism each replica keeps moving statistics of its own, whose
+  mean is what is read outside the replicas and saved.
+
+  Source: Ioffe and Szegedy 2015, "Batch Normalization".
+  """
+
+  def build(self, input_shape):
+    shape = (input_shape[-1],)
+
+    def weight(name, initializer, **kwargs):
+      # The fused kernel takes float32 parameters whatever the precision of its input.
+      return keras.Variable(
+        initializer, shape=shape, dtype=self.variable_dtype, autocast=False, name=name, **kwargs
+      )
+
+    local = {"trainable": False, "aggregation": "mean", "synchronization": "on_read"}
+    self.gamma = weight("gamma", "ones")
+    self.beta = weight("beta", "zeros")
+    self.moving_mean = weight("moving_mean", "zeros", **local)
+    self.moving_variance = weight("moving_variance", "ones", **local)
+
+  def call(self, x, training=False):
+    if not training:
+      y, _, _ = self._normalise(x, self.moving_mean.value, self.moving_variance.value, training=False)
+      return y
+    y, mean, variance = self._normalise(x, None, None, training=True)
+    for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
+      moving.assign(BATCH_NORM_DECAY * moving + (1 - BATCH_NORM_DECAY) * batch)
+    return y
+
+  def _normalise(self, x, mean, variance, training):
+    """(normalised x, its mean, its biased variance)."""
+    if x.dtype == tf.float64:  # The fused kernel has no float64; the mathematics is checked in it.
+      if training:
+        mean, variance = tf.nn.moments(x, [0, 1, 2])
+      y = tf.nn.batch_normalization(x, mean, variance, self.beta, self.gamma, BATCH_NORM_EPSILON)
+      return y, mean, variance
+    empty = tf.zeros([0])
+    y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+      x=x,
+      scale=self.gamma,
+      offset=self.beta,
+      mean=empty if training else mean,
+      variance=empty if training else variance,
+      epsilon=BATCH_NORM_EPSILON,
+      is_training=training,
+    )
+    if training:  # The kernel returns the unbiased variance, n / (n - 1) times what it normalised by.
+      n = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
+      variance *= (n - 1) / n
+    return y, mean, variance
+
+  def compute_output_shape(self, input_shape):
+    return input_shape
+
+
+@keras.saving.register_keras_serializable("resnet")
+class PreactivatedConv(keras.layers.Layer):
+  """Batch normalisation, ReLU, convolution: one of a residual function's sub layers.
+
+  Args:
+    index: its number k in the residual function; names it "sub{k}", its parts "bn{k}" and "conv{k}".
+    filters: output channels.
+    kernel_size: of the convolution, pixels.
+    stride: of the convolution.
+    preactivate: False leaves out batch normalisation and ReLU.
+  """
+
+  def __init__(self, index, filters, kernel_size, stride=1, preactivate=True, **kwargs):
+    super().__init__(name=kwargs.pop("name", f"sub{index}"), **kwargs)
+    self.index = index
+    self.bn = BatchNorm(name=f"bn{index}", dtype=self.dtype_policy) if preactivate else None
+    self.conv = conv(filters, kernel_size, stride, name=f"conv{index}")
+
+  def build(self, input_shape):
+    if self.bn:
+      self.bn.build(input_shape)
+    self.conv.build(input_shape)
+
+  def call(self, x, training=False):
+    if self.bn:
+      x = tf.nn.relu(self.bn(x, training=training))
+    return self.conv(x)
+
+  def compute_output_shape(self, input_shape):
+    return self.conv.compute_output_shape(input_shape)

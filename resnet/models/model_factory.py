@@ -1,0 +1,17 @@
+"""From a configuration to a model with its variables."""
+
+import keras
+
+from resnet.configs.config import Config
+from resnet.models.resnet_model import ResNet
+from resnet.models.revnet_model import RevNet
+
+
+def get_model(config: Config) -> keras.Model:
+  """A network of `config`, built: images [N, H, W, C] -> logits [N, num_classes], float32 both.
+
+  Its initial weights follow `keras.utils.set_random_seed`.
+  """
+  model = {"resnet": ResNet, "revnet": RevNet}[config.model_class](config)
+  model.build((None, config.height, config.width, config.num_channel))
+  return model

@@ -1,0 +1,92 @@
+"""Residual functions (basic and bottleneck) and the skip path around them. All tensors are [N, H, W, C].
+
+Source: He et al. 2016, "Identity Mappings in Deep Residual Networks" (pre-activation units).
+"""
+
+import keras
+import tensorflow as tf
+
+from resnet.configs.config import BOTTLENECK_FACTOR
+from resnet.models.layers import PreactivatedConv, conv
+
+
+class ResidualFunction(keras.layers.Layer):
+  """The function that a residual unit adds to its skip path.
+
+  Args:
+    filters: output channels.
+    stride: of its first convolution.
+    bottleneck: 1x1, 3x3 and 1x1 convolutions at a quarter of the width, instead of two of 3x3.
+    preactivate: False leaves out batch normalisation and ReLU before the first convolution.
+  """
+
+  def __init__(self, filters, stride=1, bottleneck=False, preactivate=True, **kwargs):
+    super().__init__(**kwargs)
+    narrow = filters // BOTTLENECK_FACTOR
+    shapes = [(narrow, 1), (narrow, 3), (filters, 1)] if bottleneck else [(filters, 3), (filters, 3)]
+    self.subs = [
+      PreactivatedConv(k, width, size, *((stride, preactivate) if k == 1 else ()))
+      for k, (width, size) in enumerate(shapes, start=1)
+    ]
+
+  def build(self, input_shape):
+    for sub in self.subs:
+      sub.build(input_shape)
+      input_shape = sub.compute_output_shape(input_shape)
+
+  def call(self, x, training=False):
+    for sub in self.subs:
+      x = sub(x, training=training)
+    return x
+
+  def compute_output_shape(self, input_shape):
+    for sub in self.subs:
+      input_shape = sub.compute_output_shape(input_shape)
+    return input_shape
+
+
+class Downsample(keras.layers.Layer):
+  """The skip path without parameters: average pool by the stride, zero channels padded on both sides."""
+
+  def __init__(self, filters, stride, **kwargs):
+    super().__init__(**kwargs)
+    self.filters = filters
+    self.stride = stride
+
+  def call(self, x):
+    if self.stride > 1:
+      x = tf.nn.avg_pool2d(x, self.stride, self.stride, "VALID")
+    padding = (self.filters - x.shape[-1]) // 2
+    return tf.pad(x, [[0, 0], [0, 0], [0, 0], [padding, padding]]) if padding else x
+
+  def compute_output_shape(self, input_shape):
+    batch, height, width, _ = input_shape
+    return (batch, height // self.stride, width // self.stride, self.filters)
+
+
+def skip_path(in_filters: int, filters: int, stride: int, bottleneck: bool) -> keras.layers.Layer:
+  """What a unit adds its residual function to: its input, brought to the shape of its output.
+
+  A bottleneck unit whose shape changes projects by a 1x1 convolution named "project"; a basic one
+  pools and pads.
+  """
+  if bottleneck and (stride > 1 or in_filters != filters):
+    return conv(filters, 1, stride, name="project")
+  return Downsample(filters, stride)
+
+
+class Scope(keras.layers.Layer):
+  """`layer` under a name scope of its own: its variables are called {name}/{layer.name}/..."""
+
+  def __init__(self, layer, **kwargs):
+    super().__init__(**kwargs)
+    self.layer = layer
+
+  def build(self, input_shape):
+    self.layer.build(input_shape)
+
+  def call(self, x, training=False):
+    return self.layer(x, training=training)
+
+  def compute_output_shape(self, input_shape):
+    return self.layer.compute_output_shape(input_shape)

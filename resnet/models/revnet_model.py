@@ -1,0 +1,82 @@
+"""The reversible residual network (Gomez et al. 2017).
+
+Each stage splits its channels into two streams, x1 and x2. Its first unit changes their shape and so
+cannot be undone; the others form one reversible chain.
+"""
+
+import keras
+import tensorflow as tf
+
+from resnet.models.residual import ResidualFunction, Scope, skip_path
+from resnet.models.resnet_model import ResNet
+from resnet.models.reversible import ReversibleChain, recompute
+
+
+@keras.saving.register_keras_serializable("resnet")
+class RevNet(ResNet):
+  """Reversible residual network: images [N, H, W, C] -> logits [N, num_classes], both float32.
+
+  With config.manual_gradients the backward pass stores one activation a stage; without it, all, as
+  ordinary backpropagation does. Outputs, gradients and moving statistics are the same.
+  """
+
+  def __init__(self, config, **kwargs):
+    super().__init__(config, **kwargs)
+    self.chains = [
+      ReversibleChain([(unit.f, unit.g) for unit in stage[1:]], self.config.manual_gradients)
+      for stage in self.stages
+    ]
+
+  def _make_unit(self, **kwargs):
+    return RevNetUnit(**kwargs)
+
+  def _build_stages(self, shape):
+    *size, channels = shape
+    *size, channels = super()._build_stages((*size, channels // 2))
+    for chain in self.chains:
+      chain.build([(*size, channels)] * 2)
+    return (*size, 2 * channels)
+
+  def _run_stages(self, images, training):
+    streams = tf.split(self._run(self.stem, images, training), 2, axis=-1)
+    for (first, *_), chain in zip(self.stages, self.chains, strict=True):
+      streams = chain(self._run(first, streams, training), training=training)
+    return tf.concat(streams, axis=-1)
+
+  def _run(self, layer, inputs, training):
+    """Runs a layer that cannot be undone."""
+    if self.config.manual_gradients:
+      return recompute(layer, inputs, training)
+    return layer(inputs, training=training)
+
+
+class RevNetUnit(keras.layers.Layer):
+  """y1 = skip(x1) + F(x2), y2 = skip(x2) + G(y1): a stage's first unit as it stands.
+
+  In the other units the skip path is the identity, and F and G are all that their chain needs.
+  Shapes are those of one stream, [N, H, W, C / 2].
+  """
+
+  def __init__(self, in_filters, filters, stride, bottleneck, preactivate, **kwargs):
+    super().__init__(**kwargs)
+    self.f = ResidualFunction(filters // 2, stride, bottleneck, preactivate, name="f")
+    self.g = ResidualFunction(filters // 2, bottleneck=bottleneck, name="g")
+    self.skip1, self.skip2 = (
+      Scope(skip_path(in_filters // 2, filters // 2, stride, bottleneck), name=f"{stream}_bottleneck")
+      for stream in ("x1", "x2")
+    )
+
+  def build(self, input_shape):
+    self.f.build(input_shape)
+    self.skip1.build(input_shape)
+    self.skip2.build(input_shape)
+    self.g.build(self.f.compute_output_shape(input_shape))
+
+  def call(self, streams, training=False):
+    x1, x2 = streams
+    y1 = self.skip1(x1) + self.f(x2, training=training)
+    y2 = self.skip2(x2) + self.g(y1, training=training)
+    return y1, y2
+
+  def compute_output_shape(self, input_shape):
+    return self.f.compute_output_shape(input_shape)
