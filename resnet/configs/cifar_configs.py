@@ -39,6 +39,7 @@ RESNET_32 = register(
     disp_iter=100,
     valid_iter=1000,
     save_iter=10000,
+    run_validation=False,
     seed=0,
   )
 )

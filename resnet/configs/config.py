@@ -8,7 +8,7 @@ import typing
 
 from resnet.utils.errors import UserError
 
-DATASETS = ("cifar-10", "cifar-100", "digits", "imagenet")
+NUM_CLASSES = {"cifar-10": 10, "cifar-100": 100, "digits": 10, "imagenet": 1000}  # of each dataset
 MODEL_CLASSES = ("resnet", "revnet")
 OPTIMIZERS = ("mom",)
 LR_SCHEDULERS = ("fixed",)
@@ -58,6 +58,7 @@ class Config:
   disp_iter: int  # log the loss every so many iterations
   valid_iter: int  # evaluate every so many iterations
   save_iter: int  # write a checkpoint every so many iterations
+  run_validation: bool  # hold out a tenth of the training images, and evaluate on it
   seed: int
 
   def __post_init__(self) -> None:
@@ -97,7 +98,7 @@ def _is_a(declared: type, value: object) -> bool:
 
 def _check_choices(config: Config) -> None:
   for field, allowed in (
-    ("dataset", DATASETS),
+    ("dataset", NUM_CLASSES),
     ("model_class", MODEL_CLASSES),
     ("optimizer", OPTIMIZERS),
     ("lr_scheduler", LR_SCHEDULERS),

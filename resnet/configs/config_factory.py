@@ -5,6 +5,7 @@ import difflib
 import json
 import os
 from collections.abc import Iterable
+from typing import Any
 
 from resnet.configs.config import Config
 from resnet.utils.errors import UserError
@@ -74,7 +75,7 @@ def override_config(config: Config, overrides: Iterable[str]) -> Config:
   Raises:
     UserError (a ValueError): malformed, an unknown field or an impossible value.
   """
-  changes = {}
+  changes: dict[str, Any] = {}
   for override in overrides:
     name, equals, text = override.partition("=")
     if not equals:

@@ -39,6 +39,7 @@ RESNET_50 = register(
     disp_iter=10,
     valid_iter=5000,
     save_iter=5000,
+    run_validation=False,
     seed=1234,
   )
 )

@@ -1,0 +1,73 @@
+"""From a configuration to the dataset it names."""
+
+import math
+import os
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from resnet.configs.config import Config
+from resnet.data.cifar import load_cifar
+from resnet.data.digits import load_digits
+from resnet.data.image_arrays import ImageArrays
+from resnet.utils.errors import UserError
+
+
+class Dataset(Protocol):
+  """One split of a dataset, preprocessed for the network of a configuration."""
+
+  @property
+  def num_examples(self) -> int:
+    """How many it has."""
+
+  def training_batches(self, start_step: int, num_shards: int = 1, shard: int = 0) -> tf.data.Dataset:
+    """Endless: element k is this shard's part of the batch of step start_step + k, shuffled and augmented.
+
+    (images [config.batch_size / num_shards, H, W, C] float32, labels [...] int32)
+    """
+
+  def evaluation_batches(self, num_batches: int | None = None) -> tf.data.Dataset:
+    """Every example once and as it is, in batches of config.valid_batch_size, the last one partial."""
+
+
+def splits(validation: bool) -> tuple[str, str]:
+  """(split to train on, split to evaluate on); `validation` holds out a tenth of the training images."""
+  return ("traintrain", "trainval") if validation else ("train", "test")
+
+
+def get_dataset(config: Config, data_dir: str | os.PathLike, split: str) -> Dataset:
+  """A split of config.dataset, its mean training image subtracted.
+
+  Args:
+    config: names the dataset, and the shape and size of its batches.
+    data_dir: the folder of TensorFlow Datasets; CIFAR is downloaded into it on first use.
+    split: "train" or "test", or a part of the training images: "trainval" is the tenth that
+      --validation holds out, "traintrain" the rest.
+
+  Raises:
+    UserError: the data is not there and cannot be had, or does not fit the network.
+  """
+  arrays = load_digits() if config.dataset == "digits" else load_cifar(config.dataset, data_dir)
+  train_images, train_labels = arrays["train"]
+  shape = (config.height, config.width, config.num_channel)
+  if train_images.shape[1:] != shape:
+    raise UserError(
+      f"{config.dataset} has images of shape {list(train_images.shape[1:])}, but the network of "
+      f"{config.name} takes {list(shape)}"
+    )
+  num_classes = train_labels.max() + 1
+  if num_classes > config.num_classes:
+    raise UserError(f"{config.dataset} has {num_classes} classes, but num_classes is {config.num_classes}")
+  held_out, rest = held_out_indices(len(train_images))
+  index = {"traintrain": rest, "trainval": held_out}.get(split, slice(None))
+  images, labels = arrays["test" if split == "test" else "train"]
+  flip = config.dataset != "digits"  # A mirrored digit is another sign.
+  return ImageArrays(config, images[index], labels[index], train_images.mean(0), flip)
+
+
+def held_out_indices(num_examples: int) -> tuple[np.ndarray, np.ndarray]:
+  """(indices of the tenth that --validation holds out, of the rest), the original code's for CIFAR."""
+  order = np.random.RandomState(0).permutation(num_examples)
+  num_held_out = math.ceil(num_examples / 10)
+  return order[:num_held_out], order[num_held_out:]

@@ -1,0 +1,52 @@
+"""Checkpoints of a run: weights, moving statistics, momentum and step, all of them kept."""
+
+import pathlib
+
+import keras
+import tensorflow as tf
+
+from resnet.utils.errors import UserError
+
+PREFIX = "model.ckpt"
+
+
+class Checkpoints:
+  """The checkpoints model.ckpt-{step} of a folder, by `tf.train.Checkpoint`.
+
+  Args:
+    folder: of the experiment.
+    model: built.
+    optimizer: built for the model, or None to restore the model alone.
+  """
+
+  def __init__(
+    self, folder: pathlib.Path, model: keras.Model, optimizer: keras.optimizers.Optimizer | None = None
+  ):
+    parts = {"model": model} if optimizer is None else {"model": model, "optimizer": optimizer}
+    self._model_only = optimizer is None
+    self._folder = folder
+    self._manager = tf.train.CheckpointManager(
+      tf.train.Checkpoint(**parts), str(folder), max_to_keep=None, checkpoint_name=PREFIX
+    )
+
+  def save(self, step: int) -> None:
+    """Writes model.ckpt-{step}. It appears under that name only when it is complete."""
+    self._manager.save(checkpoint_number=step)
+
+  def restore(self, step: int | None = None) -> None:
+    """Reads the checkpoint of `step`, by default the newest.
+
+    Raises:
+      UserError: there is none, it is damaged, or it is of another model.
+    """
+    path = self._manager.latest_checkpoint if step is None else str(self._folder / f"{PREFIX}-{step}")
+    if path is None or not pathlib.Path(f"{path}.index").is_file():
+      raise UserError(f"no checkpoint {path or ''} in {self._folder}".replace("  ", " "))
+    try:
+      status = self._manager.checkpoint.restore(path)
+      status.assert_existing_objects_matched()
+      if not self._model_only:
+        status.assert_consumed()
+    except (AssertionError, ValueError, tf.errors.OpError) as error:
+      reason = str(error).strip().splitlines()[0]
+      raise UserError(f"checkpoint {path} does not fit the model, or is damaged: {reason}") from error

@@ -1,0 +1,155 @@
+"""The story of a training run."""
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+
+import keras
+import tensorflow as tf
+import tqdm
+
+from resnet.configs.config import Config
+from resnet.data.get_dataset import Dataset
+from resnet.models import get_model
+from resnet.training.checkpoint import Checkpoints
+from resnet.training.evaluate import make_evaluate
+from resnet.training.lr_schedule import learning_rate_schedule
+from resnet.training.optimizer import Momentum
+from resnet.training.step import loss_and_gradients
+from resnet.utils.errors import UserError
+from resnet.utils.experiment import Experiment
+from resnet.utils.experiment_logger import ExperimentLogger
+from resnet.utils.interrupt import deferred_signals
+
+
+def train(
+  config: Config,
+  experiment: Experiment,
+  strategy: tf.distribute.Strategy,
+  train_data: Dataset,
+  evaluation_data: Mapping[str, tf.data.Dataset],
+  restore: bool = False,
+  max_num_steps: int = -1,
+) -> dict[str, float]:
+  """Trains a model, from its initial weights or from the experiment's newest checkpoint.
+
+  Writes the loss every config.disp_iter steps, accuracies every config.valid_iter, a checkpoint and the
+  learning rate every config.save_iter, all of them after the first step too, and a checkpoint at the end.
+
+  Args:
+    config: network and training.
+    experiment: where checkpoints and curves go. Its folder is made here, unless `restore`.
+    strategy: the devices.
+    train_data: to train on.
+    evaluation_data: for each curve, "train_acc" and "valid_acc", the batches that it is measured on.
+    restore: continue the experiment.
+    max_num_steps: how many steps this run may take; -1 for all up to config.max_train_iter.
+
+  Returns:
+    The final accuracy, in [0, 1], for each curve of evaluation_data.
+
+  Raises:
+    UserError: the experiment exists (or does not, with `restore`), or the loss is not finite.
+    SystemExit: Ctrl-C or SIGTERM came; the checkpoint has been written.
+  """
+  with strategy.scope():
+    keras.utils.set_random_seed(config.seed)
+    model = get_model(config)
+    optimizer = Momentum(learning_rate_schedule(config), config.momentum)
+    optimizer.build(model.trainable_variables)
+  checkpoints = Checkpoints(experiment.folder, model, optimizer)
+  if restore:
+    checkpoints.restore()
+  else:
+    experiment.create(config)
+  logger = ExperimentLogger(experiment.logs_folder)
+  start = int(optimizer.iterations.numpy())
+  stop = config.max_train_iter if max_num_steps < 0 else min(config.max_train_iter, start + max_num_steps)
+  _describe(config, experiment, strategy, model, start, stop)
+
+  train_step = make_train_step(model, optimizer, strategy)
+  evaluate = make_evaluate(model, strategy)
+  batches = iter(distribute(train_data, strategy, config, start))
+  bar = tqdm.tqdm(initial=start, total=stop, desc=config.name, mininterval=1 if sys.stderr.isatty() else 30)
+  with deferred_signals() as signal_received, bar:
+    for step in range(start + 1, stop + 1):
+      loss = train_step(batches)
+      shown = bar.update()
+      logs, validates, saves = (
+        step == 1 or step % every == 0 for every in (config.disp_iter, config.valid_iter, config.save_iter)
+      )
+      if shown or logs or saves or step == stop:  # Reading the loss waits for the device.
+        value = _finite(float(loss), step)
+        rate = (bar.format_dict["rate"] or 0) * config.batch_size
+        bar.set_postfix_str(f"loss={value:.3f}, {rate:.0f} images/s", refresh=False)
+      if logs:
+        logger.log("train_ce", step, value)
+      if validates:
+        for curve, dataset in evaluation_data.items():
+          logger.log(curve, step, evaluate(dataset)[0])
+      interrupted = signal_received()
+      if saves or interrupted or step == stop:
+        checkpoints.save(step)
+        logger.log("learn_rate", step, float(optimizer.learning_rate))
+      if interrupted:
+        bar.close()
+        print(f"stopped at step {step}; continue with --restore --id {experiment.id}")
+        raise SystemExit(128 + interrupted)
+  return {curve: evaluate(dataset)[0] for curve, dataset in evaluation_data.items()}
+
+
+def make_train_step(
+  model: keras.Model, optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy
+) -> Callable[..., tf.Tensor]:
+  """A function from an iterator of distributed batches to the batch's mean cross entropy, after an update.
+
+  Each replica takes the batch statistics of its own part; the gradients are averaged.
+  """
+  replicas = strategy.num_replicas_in_sync
+
+  def replica_step(images, labels):
+    loss, gradients = loss_and_gradients(model, images, labels)
+    if replicas > 1:  # The optimizer sums over the replicas.
+      gradients = [gradient / replicas for gradient in gradients]
+    optimizer.apply(gradients, model.trainable_variables)
+    return loss
+
+  @tf.function
+  def train_step(iterator):
+    losses = strategy.run(replica_step, args=next(iterator))
+    return strategy.reduce(tf.distribute.ReduceOp.MEAN, losses, axis=None)
+
+  return train_step
+
+
+def distribute(
+  data: Dataset, strategy: tf.distribute.Strategy, config: Config, start_step: int
+) -> tf.distribute.DistributedDataset:
+  """The training batches from `start_step` on, each split over the replicas."""
+  per_replica = config.batch_size // strategy.num_replicas_in_sync
+
+  def worker_batches(context):
+    batches = data.training_batches(start_step, context.num_input_pipelines, context.input_pipeline_id)
+    return batches.rebatch(per_replica, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+  return strategy.distribute_datasets_from_function(worker_batches)
+
+
+def _finite(loss: float, step: int) -> float:
+  if not math.isfinite(loss):
+    raise UserError(
+      f"the loss is {loss} at step {step}; training has diverged. Continue from the newest checkpoint with "
+      "--restore and a lower rate, e.g. --override base_learn_rate=0.01"
+    )
+  return loss
+
+
+def _describe(config, experiment, strategy, model, start, stop):
+  parameters = sum(math.prod(variable.shape) for variable in model.trainable_variables)
+  devices = ", ".join(strategy.extended.worker_devices)
+  print(
+    f"{config.name} on {config.dataset}: {parameters:,} parameters, batch {config.batch_size} on {devices}\n"
+    f"experiment {experiment.id}: steps {start + 1} to {stop}, checkpoints in {experiment.folder}, "
+    f"curves in {experiment.logs_folder}",
+    flush=True,
+  )

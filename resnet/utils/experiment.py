@@ -1,0 +1,130 @@
+"""An experiment: a run's id, and its folders in the results and the logs."""
+
+import dataclasses
+import datetime
+import pathlib
+import random
+from collections.abc import Iterable
+
+from resnet.configs import get_config, get_config_from_json, override_config, save_config
+from resnet.configs.config import NUM_CLASSES, Config
+from resnet.utils.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """The files of one run.
+
+  Attributes:
+    id: its name.
+    folder: {results}/{id}, where its configuration and checkpoints are.
+    logs_folder: {logs}/{id}, where its curves are.
+  """
+
+  id: str
+  folder: pathlib.Path
+  logs_folder: pathlib.Path
+
+  @classmethod
+  def named(cls, experiment_id: str, results: str, logs: str) -> "Experiment":
+    """The experiment `experiment_id` under the folders `results` and `logs`; makes nothing."""
+    if experiment_id in ("", ".", "..") or "/" in experiment_id:
+      raise UserError(f"--id must be the name of a folder, without '/', got {experiment_id!r}")
+    return cls(experiment_id, pathlib.Path(results, experiment_id), pathlib.Path(logs, experiment_id))
+
+  @property
+  def config_file(self) -> pathlib.Path:
+    return self.folder / "conf.json"
+
+  def load_config(self) -> Config:
+    """The configuration it was started with.
+
+    Raises:
+      UserError: no such experiment.
+    """
+    if not self.config_file.is_file():
+      raise UserError(f"no experiment {self.id} in {self.folder.parent}: {self.config_file} is missing")
+    return get_config_from_json(self.config_file)
+
+  def require_new(self) -> None:
+    """Refuses to write over an experiment that is there.
+
+    Raises:
+      UserError: it has results already.
+    """
+    if self.folder.exists():
+      raise UserError(
+        f"experiment {self.id} exists in {self.folder.parent}; continue it with --restore, "
+        "or choose another --id"
+      )
+
+  def create(self, config: Config) -> None:
+    """Makes its folder, which must not exist, with `config` in it."""
+    self.require_new()
+    try:
+      self.folder.mkdir(parents=True)
+      save_config(config, self.config_file)
+    except OSError as error:
+      raise UserError(f"cannot write to {self.folder}: {error.strerror}") from error
+
+
+def open_experiment(
+  experiment_id: str | None,
+  results: str,
+  logs: str,
+  *,
+  restore: bool,
+  model: str | None,
+  default_model: str,
+  config_file: str | None,
+  overrides: Iterable[str],
+  dataset: str | None = None,
+  run_validation: bool | None = None,
+) -> tuple[Experiment, Config]:
+  """The experiment and configuration that a run script's flags ask for; None is a flag not given.
+
+  Args:
+    experiment_id: None makes a new one.
+    results: folder of all experiments' results.
+    logs: folder of all experiments' curves.
+    restore: continue the experiment, with the configuration it was started with unless `config_file`.
+    model: name of a registered configuration.
+    default_model: of a new experiment.
+    config_file: JSON file of a configuration, instead of `model`.
+    overrides: "field=value" each.
+    dataset: instead of the configuration's; sets num_classes too.
+    run_validation: instead of the configuration's.
+
+  Raises:
+    UserError: flags that contradict each other or the experiment, a configuration that cannot be.
+  """
+  if restore and experiment_id is None:
+    raise UserError("--restore needs --id, the experiment to continue")
+  if config_file is not None:
+    config = get_config_from_json(config_file)
+  elif restore:
+    config = Experiment.named(experiment_id or "", results, logs).load_config()
+    for flag, given, saved in (
+      ("model", model, config.name),
+      ("dataset", dataset, config.dataset),
+      ("validation", run_validation, config.run_validation),
+    ):
+      if given not in (None, saved):
+        raise UserError(f"--{flag} is {given}, but experiment {experiment_id} was started with {saved}")
+  else:
+    config = get_config(model or default_model)
+  if dataset is not None:
+    config = dataclasses.replace(config, dataset=dataset, num_classes=NUM_CLASSES[dataset])
+  if run_validation is not None:
+    config = dataclasses.replace(config, run_validation=run_validation)
+  config = override_config(config, overrides)
+  experiment = Experiment.named(experiment_id or new_id(config.dataset, config.name), results, logs)
+  if not restore:
+    experiment.require_new()
+  return experiment, config
+
+
+def new_id(dataset: str, model: str) -> str:
+  """A fresh id, e.g. exp_cifar-100_revnet-110_2017-05-19-12-30-00-123456-042."""
+  now = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M-%S-%f")
+  return f"exp_{dataset}_{model}_{now}-{random.SystemRandom().randrange(1000):03d}"

@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+"""Trains a ResNet or RevNet on CIFAR-10, CIFAR-100 or the digits that come with the package.
+
+./run_cifar_train.py --dataset cifar-100 --model revnet-110
+./run_cifar_train.py --restore --id EXPERIMENT
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before TensorFlow is loaded: warnings and worse only.
+
+from absl import flags
+
+from resnet.data import get_dataset, splits
+from resnet.training.strategy import make_strategy
+from resnet.training.train_loop import train
+from resnet.utils.app import run
+from resnet.utils.errors import UserError
+from resnet.utils.experiment import open_experiment
+
+flags.DEFINE_string("model", None, "Model: one of resnet/configs/cifar_configs.py. Default: resnet-32.")
+flags.DEFINE_string("config", None, "JSON file of a configuration, instead of --model.")
+flags.DEFINE_enum(
+  "dataset", None, ["cifar-10", "cifar-100", "digits"], "Dataset. Default: the configuration's, cifar-10."
+)
+flags.DEFINE_string(
+  "data_dir", "data", "Folder of TensorFlow Datasets; CIFAR is downloaded to it on first use."
+)
+flags.DEFINE_string("id", None, "Experiment ID. Default: a new one.")
+flags.DEFINE_string("results", "./results/cifar", "Folder of configurations and checkpoints, by experiment ID.")
+flags.DEFINE_string("logs", "./logs/public", "Folder of the training curves, by experiment ID.")
+flags.DEFINE_bool("validation", None, "Hold out a tenth of the training images, and evaluate on it.")
+flags.DEFINE_bool("restore", False, "Continue the experiment of --id from its newest checkpoint.")
+flags.DEFINE_integer("max_num_steps", -1, "Take at most so many steps in this run; -1: no limit.")
+flags.DEFINE_integer("num_gpu", None, "Number of GPUs. Default: all; 0: the CPU.", lower_bound=0)
+flags.DEFINE_multi_string("override", [], "field=value: a field of the configuration to change. Repeatable.")
+FLAGS = flags.FLAGS
+
+
+def main():
+  experiment, config = open_experiment(
+    FLAGS.id,
+    FLAGS.results,
+    FLAGS.logs,
+    restore=FLAGS.restore,
+    model=FLAGS.model,
+    default_model="resnet-32",
+    config_file=FLAGS.config,
+    overrides=FLAGS.override,
+    dataset=FLAGS.dataset,
+    run_validation=FLAGS.validation,
+  )
+  if config.dataset == "imagenet":
+    raise UserError(f"{config.name} is a model for ImageNet; train it by run_imagenet_train.py")
+  strategy = make_strategy(FLAGS.num_gpu, config.batch_size)
+  train_split, test_split = splits(config.run_validation)
+  train_data = get_dataset(config, FLAGS.data_dir, train_split)
+  test_data = get_dataset(config, FLAGS.data_dir, test_split)
+  evaluation_data = {
+    "train_acc": train_data.evaluation_batches(num_batches=100),
+    "valid_acc": test_data.evaluation_batches(),
+  }
+  accuracy = train(
+    config, experiment, strategy, train_data, evaluation_data, FLAGS.restore, FLAGS.max_num_steps
+  )
+  print(
+    f"Final {'validation' if config.run_validation else 'test'} accuracy = {100 * accuracy['valid_acc']:.3f}"
+  )
+
+
+if __name__ == "__main__":
+  run(main)
