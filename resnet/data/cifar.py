@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009) by TensorFlow Datasets."""
 
+import functools
 import os
 import urllib.request
 
@@ -12,6 +13,7 @@ HOME_PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 TFDS_NAMES = {"cifar-10": "cifar10", "cifar-100": "cifar100"}
 
 
+@functools.lru_cache(maxsize=1)  # Training and evaluation read the same archives.
 def load_cifar(name: str, data_dir: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """(images [N, 32, 32, 3] uint8, labels [N]) by split, in the order of the original archives.
 

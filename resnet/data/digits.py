@@ -17,13 +17,12 @@ MAX_VALUE = 16
 
 
 def load_digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """(images [N, 32, 32, 3] uint8, labels [N]) by split: the first 1,500 to train on, the last 297 to test."""
+  """(images [N, 32, 32, 3] uint8, labels [N]) by split: 1,500 drawn at random to train on, 297 to test."""
   with np.load(FILE) as file:
     small, labels = file["images"], file["labels"]
   grey = small[..., None] * (255 / MAX_VALUE)
   enlarged = tf.image.resize(grey, [SIZE, SIZE], "bilinear").numpy()
   images = np.repeat(np.round(enlarged).astype(np.uint8), 3, axis=-1)
-  return {
-    "train": (images[:NUM_TRAIN], labels[:NUM_TRAIN]),
-    "test": (images[NUM_TRAIN:], labels[NUM_TRAIN:]),
-  }
+  order = np.random.RandomState(0).permutation(len(images))
+  train, test = order[:NUM_TRAIN], order[NUM_TRAIN:]
+  return {"train": (images[train], labels[train]), "test": (images[test], labels[test])}

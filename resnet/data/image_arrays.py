@@ -47,38 +47,40 @@ class ImageArrays:
     batch_size, seed = self._config.batch_size, self._config.seed
     share = batch_size // num_shards
 
-    def batch(step):
-      index = shuffled_indices(step, batch_size, self.num_examples, seed)
+    def batch(step, index):
       offsets, flips = random_crops(step, batch_size, seed)
       mine = slice(shard * share, (shard + 1) * share)
       centred = self._centre(tf.gather(images, index[mine]))
       flips = flips[mine] if self._flip else tf.zeros([share], tf.bool)
       return crop_and_flip(centred, offsets[mine], flips), tf.gather(labels, index[mine])
 
-    steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
+    indices = shuffled_indices(self.num_examples, seed, start_step * batch_size)
+    steps = indices.batch(batch_size, drop_remainder=True).enumerate(start_step)
     return steps.map(batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
   def evaluation_batches(self, num_batches: int | None = None) -> tf.data.Dataset:
     """Every example once, in order, unaugmented; with `num_batches`, the first so many batches."""
-    dataset = tf.data.Dataset.from_tensor_slices((self._images, self._labels))
-    dataset = dataset.batch(self._config.valid_batch_size).take(-1 if num_batches is None else num_batches)
+    batch_size = self._config.valid_batch_size
+    first = slice(None if num_batches is None else num_batches * batch_size)
+    dataset = tf.data.Dataset.from_tensor_slices((self._images[first], self._labels[first])).batch(batch_size)
     return dataset.map(lambda x, y: (self._centre(x), y), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
   def _centre(self, images):
     return tf.cast(images, tf.float32) - self._mean_image
 
 
-def shuffled_indices(step: tf.Tensor, batch_size: int, num_examples: int, seed: int) -> tf.Tensor:
-  """Indices [batch_size] int32 of the examples of `step`, in an order drawn anew for each epoch."""
-  position = tf.cast(step, tf.int64) * batch_size + tf.range(batch_size, dtype=tf.int64)
-  epoch = tf.cast(position // num_examples, tf.int32)
-  # The raw op: tf.random.experimental.index_shuffle does not take a seed for each index, as of 2.21.
-  return tf.raw_ops.RandomIndexShuffle(
-    index=tf.cast(position % num_examples, tf.int32),
-    seed=tf.stack([tf.fill([batch_size], seed), epoch, tf.zeros_like(epoch)], axis=1),
-    max_index=tf.fill([batch_size], num_examples - 1),
-    rounds=4,
-  )
+def shuffled_indices(num_examples: int, seed: int, start: int) -> tf.data.Dataset:
+  """Endless: the indices of one epoch after the other, in an order drawn anew for each.
+
+  Starts at the `start`-th of them.
+  """
+
+  def epoch_indices(epoch):
+    order = tf.random.experimental.stateless_shuffle(tf.range(num_examples), seed=[seed, epoch])
+    return tf.data.Dataset.from_tensor_slices(order)
+
+  epochs = tf.data.Dataset.range(start // num_examples, np.iinfo(np.int32).max, output_type=tf.int32)
+  return epochs.flat_map(epoch_indices).skip(start % num_examples)
 
 
 def random_crops(step: tf.Tensor, batch_size: int, seed: int) -> tuple[tf.Tensor, tf.Tensor]:

@@ -9,8 +9,9 @@ def learning_rate_schedule(config: Config) -> keras.optimizers.schedules.Learnin
   """Piecewise constant: base_learn_rate, then each of lr_list from its entry of lr_decay_steps on.
 
   Iteration i, counted from 0, takes the last rate whose boundary b satisfies i + 1 >= b, as in the
-  original code. Keras' schedule changes after its boundary, so that its boundary is b - 2.
+  original code. Keras' schedule changes after its boundary, so that its boundary is b - 2; and it needs
+  one boundary at least, so that the first lies before all iterations.
   """
-  return keras.optimizers.schedules.PiecewiseConstantDecay(
-    [boundary - 2 for boundary in config.lr_decay_steps], [config.base_learn_rate, *config.lr_list]
-  )
+  boundaries = [-2] + [boundary - 2 for boundary in config.lr_decay_steps]
+  rates = [config.base_learn_rate] * 2 + list(config.lr_list)
+  return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, rates)

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from resnet.utils.errors import UserError
 
@@ -15,6 +15,7 @@ def run(main: Callable[[], None]) -> None:
   A UserError, or a mistake in the flags, is printed as one line on standard error; the exit status is
   then 1.
   """
+  logging.set_verbosity(logging.WARNING)  # TensorFlow reports its routine at the level of info.
   try:
     app.run(lambda _: main(), flags_parser=_parse)
   except UserError as error:

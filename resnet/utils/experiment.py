@@ -59,13 +59,18 @@ class Experiment:
       )
 
   def create(self, config: Config) -> None:
-    """Makes its folder, which must not exist, with `config` in it."""
+    """Makes its folders, of which that of the results must not exist, with `config` in it.
+
+    Raises:
+      UserError: it has results already, or the folders cannot be made.
+    """
     self.require_new()
     try:
+      self.logs_folder.mkdir(parents=True, exist_ok=True)
       self.folder.mkdir(parents=True)
       save_config(config, self.config_file)
     except OSError as error:
-      raise UserError(f"cannot write to {self.folder}: {error.strerror}") from error
+      raise UserError(f"cannot write to {error.filename}: {error.strerror}") from error
 
 
 def open_experiment(

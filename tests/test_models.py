@@ -1,0 +1,178 @@
+"""Networks: sizes, names, and gradients that do not depend on how they are computed."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import assert_close, copy_of, make_batch, make_model, values
+
+from resnet.configs import get_config
+from resnet.models import get_model
+from resnet.training.step import loss_and_gradients
+
+PARAMETERS = {
+  "resnet-32": 464_154,
+  "resnet-110": 1_727_962,
+  "resnet-164": 1_703_258,
+  "revnet-38": 464_890,
+  "revnet-110": 1_729_194,
+  "revnet-164": 1_748_778,
+  "resnet-50": 25_549_352,
+  "resnet-101": 44_541_480,
+  "revnet-56": 27_553_128,
+  "revnet-104": 45_428_072,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_counts_are_the_original_ones(name):
+  variables = get_model(get_config(name)).trainable_variables
+  assert sum(int(np.prod(variable.shape)) for variable in variables) == PARAMETERS[name]
+
+
+def names(name, **fields):
+  model = get_model(dataclasses.replace(get_config(name), **fields))
+  return [variable.path.removeprefix(model.name + "/") for variable in model.variables]
+
+
+def test_resnet_variables_are_named_by_the_original_scopes():
+  batch_norm = ["gamma", "beta", "moving_mean", "moving_variance"]
+  found = names("resnet-test", num_residual_units=(1, 1), filters=(4, 4, 8), strides=(1, 2))
+  assert found == [
+    "init/init_conv/kernel",
+    *(f"init/init_bn/{name}" for name in batch_norm),
+    "unit_1_0/sub1/conv1/kernel",
+    *(f"unit_1_0/sub2/bn2/{name}" for name in batch_norm),
+    "unit_1_0/sub2/conv2/kernel",
+    *(f"unit_2_0/sub1/bn1/{name}" for name in batch_norm),
+    "unit_2_0/sub1/conv1/kernel",
+    *(f"unit_2_0/sub2/bn2/{name}" for name in batch_norm),
+    "unit_2_0/sub2/conv2/kernel",
+    *(f"unit_last/final_bn/{name}" for name in batch_norm),
+    "logit/kernel",
+    "logit/bias",
+  ]
+
+
+def test_revnet_bottleneck_variables_are_named_by_the_original_scopes():
+  found = [name for name in names("revnet-btl-test") if name.endswith("kernel")]
+  functions = [f"unit_{stage}_{unit}/{f}" for stage in (1, 2) for unit in (0, 1) for f in "fg"]
+  expected = [f"{function}/sub{k}/conv{k}/kernel" for function in functions for k in (1, 2, 3)]
+  expected += [f"unit_{stage}_0/x{k}_bottleneck/project/kernel" for stage in (1, 2) for k in (1, 2)]
+  assert sorted(found) == sorted(["init/init_conv/kernel", "logit/kernel", *expected])
+  assert "unit_1_0/f/sub1/bn1/gamma" not in names("revnet-btl-test")
+  assert "unit_1_0/g/sub1/bn1/gamma" in names("revnet-btl-test")
+
+
+def train_once(model, images, labels, run=lambda function: function):
+  """(loss, gradients, moving statistics afterwards) of one step; the statistics are put back."""
+  before = values(model.non_trainable_variables)
+  loss, gradients = run(lambda x, y: loss_and_gradients(model, x, y))(images, labels)
+  after = values(model.non_trainable_variables)
+  for variable, value in zip(model.non_trainable_variables, before, strict=True):
+    variable.assign(value)
+  return [loss], gradients, after
+
+
+def paths(variables):
+  return [variable.path for variable in variables]
+
+
+@pytest.mark.parametrize("name", ["revnet-test", "revnet-btl-test"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-4)])
+def test_manual_and_ordinary_gradients_agree(name, dtype, tolerance):
+  model = make_model(name, dtype, num_residual_units=(3, 2))
+  images, labels = make_batch(model)
+  manual = train_once(model, images, labels)
+  ordinary = train_once(copy_of(model, manual_gradients=False), images, labels)
+  assert_close(manual[0], ordinary[0], tolerance)
+  assert_close(manual[1], ordinary[1], tolerance, paths(model.trainable_variables))
+  # Moved, once, and by the true batch: equal to a forward pass without any backward pass.
+  model(images, training=True)
+  assert_close(manual[2], ordinary[2], tolerance, paths(model.non_trainable_variables))
+  assert_close(manual[2], values(model.non_trainable_variables), tolerance)
+
+
+def test_eager_and_graph_agree():
+  model = make_model("revnet-test", "float64")
+  images, labels = make_batch(model)
+  eager = train_once(model, images, labels)
+  graph = train_once(model, images, labels, tf.function)
+  for actual, expected in zip(graph, eager, strict=True):
+    assert_close(actual, expected, 1e-12)
+
+
+def test_weight_decay_is_in_the_gradients_of_kernels_only():
+  model = make_model("revnet-test", "float64", wd=0.0)
+  images, labels = make_batch(model)
+  _, plain, _ = train_once(model, images, labels)
+  _, decayed, _ = train_once(copy_of(model, wd=0.25), images, labels)
+  for variable, without, with_decay in zip(model.trainable_variables, plain, decayed, strict=True):
+    decay = 0.25 * variable.numpy() if variable.path.endswith("kernel") else 0
+    np.testing.assert_allclose(with_decay, without + decay, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_moving_statistics_take_the_biased_variance(dtype):
+  model = make_model("resnet-test", dtype, batch_size=2, height=4, width=4)
+  images, labels = make_batch(model, size=2)
+  bn = model.stem.bn
+  before = [np.array(bn.moving_mean), np.array(bn.moving_variance)]
+  x = model.stem.conv(images).numpy()
+  loss_and_gradients(model, images, labels)
+  np.testing.assert_allclose(bn.moving_mean, 0.99 * before[0] + 0.01 * x.mean((0, 1, 2)), rtol=1e-5)
+  np.testing.assert_allclose(bn.moving_variance, 0.99 * before[1] + 0.01 * x.var((0, 1, 2)), rtol=1e-5)
+
+
+def test_initial_weights_follow_the_original_distributions():
+  model = get_model(get_config("revnet-110"))
+  kernels = [v for v in model.trainable_variables if v.name == "kernel" and v.shape[0] == 3]
+  for variable in kernels:
+    limit = 2 * np.sqrt(2 / (9 * variable.shape[-1]))
+    assert np.abs(variable.numpy()).max() <= limit
+  # A normal distribution truncated at two standard deviations has 0.88 of its standard deviation.
+  big = kernels[-1].numpy()
+  np.testing.assert_allclose(big.std(), 0.8796 * np.sqrt(2 / (9 * big.shape[-1])), rtol=0.02)
+  logit = model.logit.kernel.numpy()
+  np.testing.assert_allclose(np.abs(logit).max(), np.sqrt(3 / 128), rtol=0.05)
+  np.testing.assert_allclose(logit.std(), np.sqrt(1 / 128), rtol=0.1)
+
+
+def test_models_survive_saving(tmp_path):
+  for name in ("resnet-test", "revnet-btl-test"):
+    model = make_model(name)
+    images, _ = make_batch(model)
+    model.save(tmp_path / "model.keras")
+    copy = keras.models.load_model(tmp_path / "model.keras")
+    assert copy.config == model.config
+    np.testing.assert_array_equal(copy(images), model(images))
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_replicas_agree_with_parts_of_the_batch(num_replicas):
+  model = make_model("revnet-test")
+  images, labels = make_batch(model, size=8)
+  parts = list(zip(tf.split(images, num_replicas), tf.split(labels, num_replicas)))
+  single = [train_once(model, *part) for part in parts]
+  expected = [np.mean(arrays, axis=0) for arrays in zip(*(loss + g + s for loss, g, s in single))]
+
+  strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(num_replicas)])
+  with strategy.scope():
+    mirrored = copy_of(model)
+
+  @tf.function
+  def step(images, labels):
+    def mean(x):
+      return strategy.reduce(tf.distribute.ReduceOp.MEAN, x, axis=None)
+
+    loss, gradients = strategy.run(lambda x, y: loss_and_gradients(mirrored, x, y), (images, labels))
+    return [mean(loss)] + [mean(gradient) for gradient in gradients]
+
+  distributed = [
+    strategy.experimental_distribute_values_from_function(lambda c, k=k: parts[c.replica_id_in_sync_group][k])
+    for k in (0, 1)
+  ]
+  actual = step(*distributed) + [tf.convert_to_tensor(v.value) for v in mirrored.non_trainable_variables]
+  assert_close(actual, expected, 1e-5)

@@ -1,0 +1,249 @@
+"""The engine: exact gradients, nothing stored, state moved once, on functions of any kind."""
+
+import functools
+import gc
+import weakref
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import assert_close, values
+
+from resnet.models import ReversibleChain, recompute
+
+
+class Counted(keras.layers.Layer):
+  """Dense, batch norm, dropout and tanh; counts its calls, and remembers what it was called on."""
+
+  def __init__(self, units, rate=0.3):
+    super().__init__()
+    self.parts = [
+      keras.layers.Dense(units, use_bias=False),  # A bias has no gradient before batch norm.
+      keras.layers.BatchNormalization(),
+      keras.layers.Dropout(rate, seed=7),
+    ]
+    self.inputs = []
+
+  def build(self, input_shape):
+    for part in self.parts:
+      part.build(input_shape)
+      input_shape = part.compute_output_shape(input_shape)
+
+  def call(self, x, training=False):
+    self.inputs.append(x)
+    for part in self.parts:
+      x = part(x, training=training)
+    return tf.tanh(x)
+
+
+def make_chain(pairs=3, width1=5, width2=8, dtype="float64"):
+  """A chain whose streams differ in width: F maps 8 features to 5, G 5 to 8."""
+  keras.config.set_dtype_policy(dtype)
+  try:
+    keras.utils.set_random_seed(3)
+    chain = ReversibleChain([(Counted(width1), Counted(width2)) for _ in range(pairs)])
+    chain.build([(None, width1), (None, width2)])
+  finally:
+    keras.config.set_dtype_policy("float32")
+  random = np.random.RandomState(4)
+  streams = tuple(
+    tf.constant(random.normal(size=(6, width)), chain.variable_dtype) for width in (width1, width2)
+  )
+  return chain, streams
+
+
+def gradients_of(chain, streams, state, run=lambda function: function):
+  """((y1, y2), gradients of a loss of both, state afterwards), from the given state."""
+  for variable, value in zip(chain.non_trainable_variables, state, strict=True):
+    variable.assign(value)
+
+  def loss_and_gradients(x1, x2):
+    with tf.GradientTape() as tape:
+      tape.watch((x1, x2))
+      y1, y2 = chain((x1, x2), training=True)
+      loss = tf.reduce_sum(tf.sin(y1)) + tf.reduce_sum(y2**3)
+    return (y1, y2), tape.gradient(loss, [x1, x2, *chain.trainable_variables])
+
+  outputs, gradients = run(loss_and_gradients)(*streams)
+  return outputs, gradients, values(chain.non_trainable_variables)
+
+
+@pytest.mark.parametrize("run", [lambda f: f, tf.function], ids=["eager", "graph"])
+def test_chain_agrees_with_ordinary_backprop(run):
+  chain, streams = make_chain()
+  state = values(chain.non_trainable_variables)
+  actual = gradients_of(chain, streams, state, run)
+  chain.manual_gradients = False
+  expected = gradients_of(chain, streams, state, run)
+  for one, other in zip(actual, expected, strict=True):
+    assert_close(one, other, 1e-12)
+  moved = [np.any(before != after) for before, after in zip(state, actual[2], strict=True)]
+  assert all(moved), "moving statistics and dropout seeds must move"
+
+
+def test_chain_agrees_when_compiled_by_xla():
+  chain, streams = make_chain()
+  # XLA on the CPU has no kernel for dropout's stateful seed; the rest of the function is compiled.
+  for function in chain.functions:
+    function.parts = function.parts[:2]
+  state = values(chain.non_trainable_variables)
+  actual = gradients_of(chain, streams, state, lambda f: tf.function(f, jit_compile=True))
+  chain.manual_gradients = False
+  expected = gradients_of(chain, streams, state)
+  for one, other in zip(actual, expected, strict=True):
+    assert_close(one, other, 1e-12)
+
+
+def test_every_function_runs_twice_and_on_the_true_input():
+  chain, streams = make_chain()
+  gradients_of(chain, streams, values(chain.non_trainable_variables))
+  for function in chain.functions:
+    forward, rebuilt = function.inputs
+    np.testing.assert_allclose(rebuilt, forward, rtol=0, atol=1e-13)
+
+
+def test_eager_forward_pass_keeps_no_activation():
+  chain, streams = make_chain()
+  outputs_of_functions = []
+
+  def probe(function, x, training):
+    y = type(function).call(function, x, training)
+    outputs_of_functions.append(weakref.ref(y))
+    return y
+
+  for function in chain.functions:
+    function.call = functools.partial(probe, function)
+  for manual_gradients, kept in ((True, 0), (False, len(chain.functions))):
+    chain.manual_gradients = manual_gradients
+    with tf.GradientTape() as tape:
+      tape.watch(streams)
+      outputs = chain(streams, training=True)
+    for function in chain.functions:
+      function.inputs.clear()
+    gc.collect()
+    assert sum(reference() is not None for reference in outputs_of_functions) == kept
+    assert tape.gradient(outputs, streams)[0] is not None
+    del tape, outputs
+    outputs_of_functions.clear()
+
+
+def test_rebuilding_waits_for_the_weight_gradients_of_what_came_after():
+  chain, streams = make_chain()
+
+  @tf.function
+  def gradients(x1, x2):
+    with tf.GradientTape() as tape:
+      y1, y2 = chain((x1, x2), training=True)
+      loss = tf.reduce_sum(y1**2) + tf.reduce_sum(y2**2)
+    return tape.gradient(loss, [function.trainable_variables for function in chain.functions])
+
+  graph = gradients.get_concrete_function(*streams).graph
+  d_weights = tf.nest.pack_sequence_as(
+    gradients.get_concrete_function(*streams).structured_outputs, graph.outputs
+  )
+  tanh = [op for op in graph.get_operations() if op.type == "Tanh"]
+  functions = len(chain.functions)
+  assert len(tanh) == 2 * functions
+  for k, rebuilt in enumerate(reversed(tanh[functions:])):
+    done = ancestors(rebuilt)
+    for later in d_weights[k + 1 :]:
+      assert all(producer(tensor) in done for tensor in later), f"function {k} is rebuilt too early"
+    assert not any(producer(tensor) in done for tensor in d_weights[k])
+
+
+def ancestors(op):
+  """All ops that `op` waits for."""
+  seen, todo = set(), [op]
+  while todo:
+    current = todo.pop()
+    for previous in [tensor.op for tensor in current.inputs] + list(current.control_inputs):
+      if previous not in seen:
+        seen.add(previous)
+        todo.append(previous)
+  return seen
+
+
+def producer(tensor):
+  """The op that computes `tensor`, behind any identities."""
+  while tensor.op.type in ("Identity", "IdentityN"):
+    tensor = tensor.op.inputs[tensor.value_index if tensor.op.type == "IdentityN" else 0]
+  return tensor.op
+
+
+def test_streams_keep_their_dtype_when_functions_compute_in_half_precision():
+  chain, streams = make_chain(dtype="mixed_bfloat16")
+  state = values(chain.non_trainable_variables)
+  actual = gradients_of(chain, streams, state)
+  assert [y.dtype for y in actual[0]] == [tf.float32] * 2
+  assert all(np.asarray(x).dtype != np.float32 for function in chain.functions for x in function.inputs)
+  for function in chain.functions:
+    forward, rebuilt = function.inputs
+    assert np.mean(np.asarray(forward) == np.asarray(rebuilt)) > 0.98  # Up to a rounding of float32.
+  chain.manual_gradients = False
+  expected = gradients_of(chain, streams, state)
+  assert_close(actual[0], expected[0], 1e-6)
+  assert_close(actual[1], expected[1], 2e-2)  # bfloat16 has 8 bits.
+
+
+def test_frozen_functions_and_unused_weights_have_no_or_zero_gradients():
+  chain, streams = make_chain(pairs=1)
+  chain.functions[0].trainable = False
+  state = values(chain.non_trainable_variables)
+  _, gradients, _ = gradients_of(chain, streams, state)
+  assert len(gradients) == 2 + len(chain.functions[1].trainable_variables)
+  chain.manual_gradients = False
+  assert_close(gradients, gradients_of(chain, streams, state)[1], 1e-12)
+
+
+def test_nothing_moves_outside_training():
+  chain, streams = make_chain()
+  state = values(chain.non_trainable_variables)
+  with tf.GradientTape() as tape:
+    outputs = chain(streams, training=False)
+    loss = tf.reduce_sum(outputs[0])
+  assert tape.gradient(loss, chain.trainable_variables[0]) is not None
+  assert_close(values(chain.non_trainable_variables), state, 0)
+
+
+def test_recompute_agrees_with_ordinary_backprop_and_keeps_one_update():
+  layer = Counted(4)
+  keras.utils.set_random_seed(5)
+  layer.build((None, 3))
+  x = tf.constant(np.random.RandomState(6).normal(size=(6, 3)), tf.float32)
+  state = values(layer.non_trainable_variables)
+  results = []
+  for run in (lambda x: recompute(layer, x, training=True), lambda x: layer(x, training=True)):
+    for variable, value in zip(layer.non_trainable_variables, state, strict=True):
+      variable.assign(value)
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      loss = tf.reduce_sum(run(x) ** 3)
+    gradients = tape.gradient(loss, [x, *layer.trainable_variables])
+    results.append(([loss], gradients, values(layer.non_trainable_variables)))
+  for actual, expected in zip(*results, strict=True):
+    assert_close(actual, expected, 1e-6)
+
+
+def test_chain_survives_serialisation():
+  pairs = [(keras.layers.Dense(4, name="f"), keras.layers.Dense(4, name="g"))]
+  chain = ReversibleChain(pairs, manual_gradients=False, name="chain")
+  copy = ReversibleChain.from_config(chain.get_config())
+  assert copy.get_config() == chain.get_config()
+  assert (copy.name, copy.manual_gradients, len(copy.functions)) == ("chain", False, 2)
+
+
+def test_chain_in_a_functional_model():
+  inputs = keras.Input([8])
+  pairs = [(keras.layers.Dense(4), keras.layers.Dense(4)) for _ in range(2)]
+  streams = ReversibleChain(pairs)(tuple(keras.ops.split(inputs, 2, axis=-1)))
+  model = keras.Model(inputs, keras.layers.Dense(1)(keras.ops.concatenate(streams, axis=-1)))
+  model.compile("sgd", "mse")
+  x = np.random.RandomState(8).normal(size=(32, 8)).astype("float32")
+  losses = model.fit(x, x[:, :1], epochs=5, verbose=0).history["loss"]
+  assert losses[-1] < losses[0]
+
+
+def test_pairs_that_are_not_pairs_are_refused():
+  with pytest.raises(ValueError, match="pairs must be a list of"):
+    ReversibleChain([(keras.layers.Dense(4),)])

@@ -1,0 +1,117 @@
+"""The run scripts as a user starts them: end to end on tiny data, and with every kind of mistake."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import run_cifar_train
+from resnet.configs import get_config, save_config
+from resnet.utils import app
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = ["--dataset=digits", "--model=resnet-test", "--num_gpu=0", "--override=valid_batch_size=300"]
+
+
+def start(script, *arguments, cwd):
+  """Runs a script in a process of its own, as from the shell."""
+  command = [sys.executable, str(ROOT / script), *arguments]
+  return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_cifar_script_trains_stops_and_resumes(tmp_path):
+  first = start("run_cifar_train.py", *TINY, "--id=a", "--max_num_steps=2", cwd=tmp_path)
+  assert first.returncode == 0, first.stderr
+  assert "Final test accuracy = " in first.stdout
+  assert "steps 1 to 2" in first.stdout
+  second = start("run_cifar_train.py", "--restore", "--id=a", "--num_gpu=0", "--max_num_steps=1", cwd=tmp_path)
+  assert second.returncode == 0, second.stderr
+  assert "steps 3 to 3" in second.stdout
+  results, logs = tmp_path / "results/cifar/a", tmp_path / "logs/public/a"
+  assert {path.name for path in results.glob("*.index")} == {f"model.ckpt-{k}.index" for k in (1, 2, 3)}
+  assert json.loads((results / "conf.json").read_text())["dataset"] == "digits"
+  commands = (logs / "cmd.txt").read_text().splitlines()
+  assert len(commands) == 2
+  assert commands[1].endswith("--restore --id=a --num_gpu=0 --max_num_steps=1")
+
+
+def test_a_mistake_is_one_line_in_a_process_of_its_own(tmp_path):
+  process = start("run_cifar_train.py", "--model=revnet-111", cwd=tmp_path)
+  assert process.returncode == 1
+  last = process.stderr.splitlines()[-1]
+  assert last.startswith("run_cifar_train.py: error: unknown model 'revnet-111'; allowed are resnet-32")
+  assert "Traceback" not in process.stderr
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def run_script(tmp_path, monkeypatch, capsys):
+  """A function that runs a script's main in this process, and returns (exit code, error message)."""
+  monkeypatch.chdir(tmp_path)
+
+  def run_main(main, *arguments):
+    monkeypatch.setattr(sys, "argv", ["script.py", *arguments])
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_info:
+      flags.FLAGS.unparse_flags()
+      app.run(main)
+    return exit_info.value.code
+
+  return run_main
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--modle=x"], "Unknown command line flag 'modle'"),
+    (["--max_num_steps=many"], "flag --max_num_steps=many"),
+    (["--dataset=mnist"], "flag --dataset=mnist: value should be one of <cifar-10|cifar-100|digits>"),
+    (["train"], "unexpected argument 'train'"),
+    (["--model=revnet-39"], "unknown model 'revnet-39'; allowed are resnet-32"),
+    (["--model=revnet-104"], "revnet-104 is a model for ImageNet; train it by run_imagenet_train.py"),
+    (["--config=nowhere.json"], "cannot read config nowhere.json: No such file or directory"),
+    (["--config=bad.json"], "config bad.json is not JSON"),
+    (["--override=batchsize=3"], "unknown field 'batchsize' (did you mean batch_size?)"),
+    (["--override=filters=1,2"], "filters must have 4 entries"),
+    (["--restore"], "--restore needs --id"),
+    (["--restore", "--id=none"], "no experiment none in results/cifar"),
+    (["--restore", "--id=there"], "no checkpoint model.ckpt-* in results/cifar/there"),
+    (["--id=there"], "experiment there exists in results/cifar; continue it with --restore"),
+    (["--num_gpu=2"], "--num_gpu is 2, but 0 GPUs are visible to TensorFlow"),
+    (["--num_gpu=-1"], "flag --num_gpu=-1"),
+    (["--results=bad.json"], "cannot write to bad.json/"),
+    (["--logs=bad.json"], "cannot write to bad.json/"),
+    (
+      ["--model=revnet-test"],
+      "digits has images of shape [32, 32, 3], but the network of revnet-test takes [8, 8, 3]",
+    ),
+  ],
+)
+def test_mistakes_are_one_clear_line(run_script, tmp_path, arguments, message):
+  (tmp_path / "bad.json").write_text("{")
+  folder = tmp_path / "results/cifar/there"
+  folder.mkdir(parents=True)
+  save_config(dataclasses.replace(get_config("resnet-test"), dataset="digits"), folder / "conf.json")
+  before = sorted(tmp_path.rglob("*"))
+  dataset = [] if {"--restore", "--model=revnet-104"} & set(arguments) else ["--dataset=digits"]
+  error = run_script(run_cifar_train.main, *dataset, *arguments)
+  assert isinstance(error, str), "a message as exit code means status 1"
+  assert error.startswith("script.py: error: ")
+  assert message in error
+  assert "\n" not in error
+  left = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
+  assert not [path for path in left if path.is_file()], "nothing is written"
+
+
+def test_missing_data_is_one_clear_line(run_script, tmp_path, monkeypatch):
+  def no_network(*_, **__):
+    raise OSError("no route to host")
+
+  monkeypatch.setattr("urllib.request.urlopen", no_network)
+  error = run_script(run_cifar_train.main, "--data_dir=empty", "--dataset=cifar-100", "--id=x")
+  assert "cifar-100 is not prepared in empty and could not be downloaded (no route to host)" in error
+  assert not (tmp_path / "results").exists()

@@ -1,0 +1,275 @@
+"""The training loop and its checkpoints: resuming is exact, nothing is overwritten."""
+
+import csv
+import dataclasses
+import signal
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import make_batch, make_model
+
+from resnet.configs import get_config
+from resnet.data import get_dataset
+from resnet.models import get_model
+from resnet.training.checkpoint import Checkpoints
+from resnet.training.evaluate import make_evaluate
+from resnet.training.lr_schedule import learning_rate_schedule
+from resnet.training.optimizer import Momentum
+from resnet.training.step import loss_and_gradients
+from resnet.training.strategy import make_strategy
+from resnet.training.train_loop import train
+from resnet.utils.errors import UserError
+from resnet.utils.experiment import Experiment, new_id, open_experiment
+
+CONFIG = dataclasses.replace(
+  get_config("revnet-test"),
+  dataset="digits",
+  height=32,
+  width=32,
+  filters=(8, 8, 16),
+  lr_decay_steps=(3, 5),
+  max_train_iter=6,
+  disp_iter=2,
+  valid_iter=3,
+  save_iter=4,
+)
+
+
+def run(folder, experiment_id, restore=False, max_num_steps=-1, config=CONFIG, strategy=None, evaluated=None):
+  experiment = Experiment.named(experiment_id, str(folder / "results"), str(folder / "logs"))
+  strategy = strategy or make_strategy(0, config.batch_size)
+  data = get_dataset(config, "", "train")
+  evaluated = evaluated or {"train_acc": data.evaluation_batches(2), "valid_acc": data.evaluation_batches(1)}
+  accuracies = train(config, experiment, strategy, data, evaluated, restore, max_num_steps)
+  return experiment, accuracies
+
+
+def tensors(experiment, step):
+  reader = tf.train.load_checkpoint(str(experiment.folder / f"model.ckpt-{step}"))
+  names = [
+    name for name in reader.get_variable_to_shape_map() if name.startswith(("model", "momentum", "step"))
+  ]
+  return {name: reader.get_tensor(name) for name in names}
+
+
+def steps(experiment, curve):
+  with open(experiment.logs_folder / f"{curve}.csv", encoding="utf-8") as file:
+    return [int(row["step"]) for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+  return run(tmp_path_factory.mktemp("uninterrupted"), "a")
+
+
+def test_curves_and_checkpoints_come_when_they_are_due(uninterrupted):
+  experiment, accuracies = uninterrupted
+  assert steps(experiment, "train_ce") == [1, 2, 4, 6]
+  assert steps(experiment, "train_acc") == steps(experiment, "valid_acc") == [1, 3, 6]
+  assert steps(experiment, "learn_rate") == [1, 4, 6]
+  assert {path.name for path in experiment.folder.glob("*.index")} == {
+    f"model.ckpt-{k}.index" for k in (1, 4, 6)
+  }
+  assert experiment.load_config() == CONFIG
+  assert set(accuracies) == {"train_acc", "valid_acc"}
+  header = (experiment.logs_folder / "learn_rate.csv").read_text().splitlines()
+  assert header[0] == "step,time,lr"
+  # The rate at which the next step will be taken, step 4 -> iteration index 4 of the boundaries 3, 5.
+  assert [line.split(",")[2] for line in header[1:]] == ["1.000000e-01", "1.000000e-03", "1.000000e-03"]
+
+
+def test_the_curves_are_in_tensorboard_too(uninterrupted):
+  experiment, _ = uninterrupted
+  (events,) = experiment.logs_folder.glob("events.out.tfevents.*")
+  points = {}
+  for record in tf.data.TFRecordDataset(str(events)):
+    event = tf.compat.v1.Event.FromString(record.numpy())
+    for value in event.summary.value:
+      points.setdefault(value.tag, []).append(event.step)
+      assert value.metadata.plugin_data.plugin_name == "scalars"
+  assert points == {
+    curve: steps(experiment, curve) for curve in ("train_ce", "train_acc", "valid_acc", "learn_rate")
+  }
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5])
+def test_a_resumed_run_ends_bit_identical(uninterrupted, tmp_path, stop):
+  experiment, _ = run(tmp_path, "a", max_num_steps=stop)
+  assert max(int(path.stem.split("-")[-1]) for path in experiment.folder.glob("*.index")) == stop
+  experiment, accuracies = run(tmp_path, "a", restore=True)
+  actual, expected = tensors(experiment, 6), tensors(uninterrupted[0], 6)
+  assert actual.keys() == expected.keys()
+  model, _ = built(CONFIG)
+  assert len(expected) == len(model.variables) + len(model.trainable_variables) + 1
+  for name, value in expected.items():
+    np.testing.assert_array_equal(actual[name], value, err_msg=name)
+  assert accuracies == uninterrupted[1]
+  assert steps(experiment, "train_ce") == [1, 2, 4, 6]
+
+
+def test_a_finished_run_only_evaluates(uninterrupted):
+  experiment, accuracies = uninterrupted
+  before = {path: path.stat().st_mtime_ns for path in experiment.folder.iterdir()}
+  assert run(experiment.folder.parent.parent, "a", restore=True)[1] == accuracies
+  assert {path: path.stat().st_mtime_ns for path in experiment.folder.iterdir()} == before
+
+
+def test_an_experiment_that_exists_is_not_overwritten(uninterrupted):
+  experiment, _ = uninterrupted
+  before = {path: path.stat().st_mtime_ns for path in experiment.folder.iterdir()}
+  with pytest.raises(UserError, match="experiment a exists in .*continue it with --restore, or choose another"):
+    run(experiment.folder.parent.parent, "a")
+  assert {path: path.stat().st_mtime_ns for path in experiment.folder.iterdir()} == before
+
+
+def test_a_missing_damaged_or_foreign_checkpoint_is_one_clear_error(uninterrupted, tmp_path):
+  experiment = Experiment.named("b", str(tmp_path / "results"), str(tmp_path / "logs"))
+  experiment.create(CONFIG)
+  with pytest.raises(UserError, match="no checkpoint .* in .*results/b"):
+    run(tmp_path, "b", restore=True)
+  for file in uninterrupted[0].folder.glob("*"):
+    (experiment.folder / file.name).write_bytes(file.read_bytes())
+  with pytest.raises(UserError, match=r"model.ckpt-6 is not a checkpoint of this model"):
+    run(tmp_path, "b", restore=True, config=dataclasses.replace(CONFIG, filters=(8, 8, 24)))
+  with pytest.raises(UserError, match=r"model.ckpt-6 is not a checkpoint of this model"):
+    run(tmp_path, "b", restore=True, config=dataclasses.replace(CONFIG, num_residual_units=(2, 1)))
+  data = experiment.folder / "model.ckpt-6.data-00000-of-00001"
+  data.write_bytes(data.read_bytes()[:1000])
+  with pytest.raises(UserError, match=r"model.ckpt-6 is not a checkpoint of this model, or is damaged"):
+    run(tmp_path, "b", restore=True)
+
+
+def test_ctrl_c_saves_and_says_how_to_continue(tmp_path, capsys):
+  class Interrupting:
+    """Training data during whose third batch Ctrl-C is pressed."""
+
+    def training_batches(self, *args):
+      def interrupt(step, batch):
+        if step == 2:
+          signal.raise_signal(signal.SIGINT)
+        return batch
+
+      def batches():
+        for step, batch in enumerate(get_dataset(CONFIG, "", "train").training_batches(*args)):
+          yield interrupt(step, batch)
+
+      spec = get_dataset(CONFIG, "", "train").training_batches(*args).element_spec
+      return tf.data.Dataset.from_generator(batches, output_signature=spec)
+
+  experiment = Experiment.named("c", str(tmp_path / "results"), str(tmp_path / "logs"))
+  handler = signal.getsignal(signal.SIGINT)
+  with pytest.raises(SystemExit) as exit_info:
+    train(CONFIG, experiment, make_strategy(0, 10), Interrupting(), {})
+  assert exit_info.value.code == 128 + signal.SIGINT
+  assert signal.getsignal(signal.SIGINT) == handler
+  stopped = max(steps(experiment, "learn_rate"))
+  assert f"stopped at step {stopped}; continue with --restore --id c" in capsys.readouterr().out
+  assert (experiment.folder / f"model.ckpt-{stopped}.index").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+  with pytest.raises(UserError, match="the loss is nan at step 2; training has diverged"):
+    run(tmp_path, "d", config=dataclasses.replace(CONFIG, base_learn_rate=1e30))
+  assert not (tmp_path / "results" / "d" / "model.ckpt-2.index").exists()
+
+
+def test_two_replicas_train_as_two_halves_of_the_batch(tmp_path):
+  """Three steps on two devices equal three steps on one device by the mean of the halves' gradients."""
+  strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+  config = dataclasses.replace(CONFIG, max_train_iter=3)
+  experiment, _ = run(tmp_path, "e", config=config, strategy=strategy)
+  actual, actual_optimizer = built(config)
+  Checkpoints(experiment.folder, actual, actual_optimizer).restore()
+  model, optimizer = built(config)
+  for images, labels in get_dataset(config, "", "train").training_batches(0).take(3):
+    gradients, statistics = [], []
+    state = [np.array(v) for v in model.non_trainable_variables]
+    for half in (slice(0, 5), slice(5, 10)):
+      for variable, value in zip(model.non_trainable_variables, state, strict=True):
+        variable.assign(value)
+      gradients.append(loss_and_gradients(model, images[half], labels[half])[1])
+      statistics.append([np.array(v) for v in model.non_trainable_variables])
+    optimizer.apply([(a + b) / 2 for a, b in zip(*gradients, strict=True)], model.trainable_variables)
+    for variable, *halves in zip(model.non_trainable_variables, *statistics, strict=True):
+      variable.assign(np.mean(halves, axis=0))
+  for ours, expected in zip(actual.variables, model.variables, strict=True):
+    np.testing.assert_allclose(ours, expected, rtol=2e-3, atol=2e-5, err_msg=expected.path)
+
+
+def built(config):
+  keras.utils.set_random_seed(config.seed)
+  model = get_model(config)
+  optimizer = Momentum(learning_rate_schedule(config), config.momentum)
+  optimizer.build(model.trainable_variables)
+  return model, optimizer
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_evaluation_counts_every_example_once(replicas):
+  model = make_model("revnet-test")
+  images, labels = make_batch(model, size=23)
+  batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(7)
+  strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(replicas)])
+  with strategy.scope():
+    mirrored = make_model("revnet-test")
+  top1, top5 = make_evaluate(mirrored, strategy, top=(1, 5))(batches)
+  ranks = np.argsort(-model(images).numpy(), axis=1)
+  assert top1 == np.mean(ranks[:, 0] == labels.numpy())
+  assert top5 == np.mean(np.any(ranks[:, :5] == labels.numpy()[:, None], axis=1))
+  assert top1 < top5 < 1
+
+
+def test_devices_that_are_not_there_are_refused():
+  with pytest.raises(UserError, match="--num_gpu is 3, but 0 GPUs are visible"):
+    make_strategy(3, 12)
+
+
+def opened(tmp_path, experiment_id=None, **kwargs):
+  defaults = {
+    "restore": False,
+    "model": None,
+    "default_model": "resnet-32",
+    "config_file": None,
+    "overrides": [],
+  }
+  return open_experiment(experiment_id, str(tmp_path / "r"), str(tmp_path / "l"), **{**defaults, **kwargs})
+
+
+def test_flags_choose_the_configuration(tmp_path):
+  experiment, config = opened(tmp_path)
+  assert config == get_config("resnet-32")
+  assert experiment.id.startswith("exp_cifar-10_resnet-32_")
+  _, config = opened(tmp_path, "x", model="revnet-38", dataset="cifar-100", overrides=["batch_size=7"])
+  assert (config.name, config.dataset, config.num_classes, config.batch_size) == (
+    "revnet-38",
+    "cifar-100",
+    100,
+    7,
+  )
+  _, config = opened(tmp_path, "x", run_validation=True)
+  assert config.run_validation
+
+
+@pytest.mark.parametrize(
+  ("kwargs", "message"),
+  [
+    ({"restore": True}, "--restore needs --id"),
+    ({"restore": True, "experiment_id": "nothing"}, "no experiment nothing in .*conf.json is missing"),
+    ({"restore": True, "experiment_id": "x", "model": "resnet-32"}, "--model is resnet-32, but experiment x"),
+    ({"restore": True, "experiment_id": "x", "dataset": "cifar-10"}, "--dataset is cifar-10, but experiment x"),
+    ({"restore": True, "experiment_id": "x", "run_validation": True}, "--validation is True, but experiment x"),
+    ({"experiment_id": "x"}, "experiment x exists in"),
+    ({"experiment_id": "a/b"}, "--id must be the name of a folder, without '/', got 'a/b'"),
+    ({"experiment_id": ".."}, "--id must be the name of a folder"),
+  ],
+)
+def test_flags_that_contradict_the_experiment_are_refused(tmp_path, kwargs, message):
+  Experiment.named("x", str(tmp_path / "r"), str(tmp_path / "l")).create(CONFIG)
+  with pytest.raises(UserError, match=message):
+    opened(tmp_path, **kwargs)
+
+
+def test_ids_are_fresh():
+  assert new_id("cifar-10", "resnet-32") != new_id("cifar-10", "resnet-32")
