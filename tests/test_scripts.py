@@ -56,8 +56,8 @@ def run_script(tmp_path, monkeypatch, capsys):
 
   def run_main(main, *arguments):
     monkeypatch.setattr(sys, "argv", ["script.py", *arguments])
+    flags.FLAGS.unparse_flags()
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_info:
-      flags.FLAGS.unparse_flags()
       app.run(main)
     return exit_info.value.code
 

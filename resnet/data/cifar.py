@@ -1,7 +1,6 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009) by TensorFlow Datasets."""
 
 import functools
-import os
 import urllib.request
 
 import numpy as np
@@ -14,7 +13,7 @@ TFDS_NAMES = {"cifar-10": "cifar10", "cifar-100": "cifar100"}
 
 
 @functools.lru_cache(maxsize=1)  # Training and evaluation read the same archives.
-def load_cifar(name: str, data_dir: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def load_cifar(name: str, data_dir: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """(images [N, 32, 32, 3] uint8, labels [N]) by split, in the order of the original archives.
 
   Args:
@@ -25,7 +24,7 @@ def load_cifar(name: str, data_dir: str | os.PathLike) -> dict[str, tuple[np.nda
     UserError: not there, and the download failed.
   """
   try:
-    builder = tfds.builder(TFDS_NAMES[name], data_dir=os.fspath(data_dir))
+    builder = tfds.builder(TFDS_NAMES[name], data_dir=data_dir)
     if not builder.is_prepared():
       # TensorFlow Datasets tries for minutes before it reports that there is no network.
       urllib.request.urlopen(HOME_PAGE, timeout=20).close()

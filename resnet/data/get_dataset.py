@@ -48,7 +48,7 @@ def get_dataset(config: Config, data_dir: str | os.PathLike, split: str) -> Data
   Raises:
     UserError: the data is not there and cannot be had, or does not fit the network.
   """
-  arrays = load_digits() if config.dataset == "digits" else load_cifar(config.dataset, data_dir)
+  arrays = load_digits() if config.dataset == "digits" else load_cifar(config.dataset, os.fspath(data_dir))
   train_images, train_labels = arrays["train"]
   shape = (config.height, config.width, config.num_channel)
   if train_images.shape[1:] != shape:

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Sets up the project: folders, a virtual environment, packages and, if asked, data. Runs again without harm.
+# Change the values here, or give them in the environment: DATA_ROOT=/datasets ./setup.sh
+
+# Where datasets are, or will be. Empty: data/ in this folder.
+DATA_ROOT="${DATA_ROOT-}"
+
+# Where training curves go. Empty: logs/public/ in this folder.
+LOGS_DIR="${LOGS_DIR-}"
+
+# Where configurations and checkpoints go. Empty: results/ in this folder.
+SAVE_DIR="${SAVE_DIR-}"
+
+# 'yes' downloads the dataset.
+DOWNLOAD_CIFAR="${DOWNLOAD_CIFAR-no}"
+DOWNLOAD_IMAGENET="${DOWNLOAD_IMAGENET-no}"
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+fail() {
+  echo "setup.sh: error: $*" >&2
+  exit 1
+}
+
+# place LINK TARGET: LINK is a link to TARGET, or a folder of its own where TARGET is empty. What is there stays.
+place() {
+  local link=$1 target=$2
+  if [ -z "$target" ]; then
+    [ -d "$link" ] || mkdir -p "$link"
+  elif [ -d "$link" ] && [ "$(realpath "$link")" = "$(realpath -m "$target")" ]; then
+    :
+  elif [ -e "$link" ] && [ ! -L "$link" ]; then
+    rmdir "$link" 2>/dev/null || fail "$link has files in it and is not a link to $target; move them first"
+    place "$link" "$target"
+  else
+    mkdir -p "$target" "$(dirname "$link")"
+    ln -sfn "$(realpath "$target")" "$link"
+  fi
+}
+
+for answer in "$DOWNLOAD_CIFAR" "$DOWNLOAD_IMAGENET"; do
+  case "$answer" in yes | no) ;; *) fail "DOWNLOAD_CIFAR and DOWNLOAD_IMAGENET are yes or no, got '$answer'" ;; esac
+done
+
+place data "$DATA_ROOT"
+place logs/public "$LOGS_DIR"
+place results "$SAVE_DIR"
+
+if [ -z "${VIRTUAL_ENV-}" ]; then
+  if [ ! -x .venv/bin/pip ]; then
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "Python 3.10 or later is needed, got $(python3 --version)"
+    python3 -m venv .venv || fail "python3 cannot make a virtual environment (on Debian: apt-get install python3-venv)"
+  fi
+  # shellcheck disable=SC1091
+  . .venv/bin/activate
+fi
+
+# TensorFlow's package for this machine: with CUDA, without (half the download), or the only one there is.
+if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then
+  tensorflow='tensorflow[and-cuda]'
+elif [ "$(uname -sm)" = 'Linux x86_64' ]; then
+  tensorflow='tensorflow-cpu'
+else
+  tensorflow='tensorflow'
+fi
+sed "s/^tensorflow\([<>=]\)/$tensorflow\1/" requirements.txt | pip install --quiet --disable-pip-version-check -r /dev/stdin
+
+if [ "$DOWNLOAD_CIFAR" = yes ]; then
+  for name in cifar10 cifar100; do
+    python -c "import tensorflow_datasets as tfds; tfds.builder('$name', data_dir='data').download_and_prepare()" ||
+      fail "$name could not be downloaded"
+  done
+fi
+if [ "$DOWNLOAD_IMAGENET" = yes ]; then
+  fail "ImageNet cannot be downloaded without a login: get it from https://image-net.org"
+fi
+
+echo "Ready.${VIRTUAL_ENV:+ Activate the environment with: source ${VIRTUAL_ENV#"$PWD"/}/bin/activate}"
