@@ -25,6 +25,7 @@ RESNET_32 = register(
     init_stride=1,
     init_max_pool=False,
     manual_gradients=False,
+    chain="auto",
     batch_size=100,
     valid_batch_size=100,
     preprocessor="cifar",

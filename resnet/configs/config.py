@@ -13,6 +13,7 @@ MODEL_CLASSES = ("resnet", "revnet")
 OPTIMIZERS = ("mom",)
 LR_SCHEDULERS = ("fixed",)
 PREPROCESSORS = ("cifar", "inception", "vgg")
+CHAINS = ("auto", "unrolled", "while_loop")
 
 # A bottleneck unit's 1x1, 3x3, 1x1 convolutions work at a quarter of its output width; the configured
 # filters are that quarter (He et al. 2016, "Identity Mappings in Deep Residual Networks").
@@ -43,6 +44,7 @@ class Config:
   init_stride: int
   init_max_pool: bool  # 3x3 max pool of stride 2 after the stem
   manual_gradients: bool  # rebuild activations in the backward pass instead of storing them
+  chain: str  # how manual gradients are computed, see resnet/models/reversible.py; "auto": the faster form
   # Training.
   batch_size: int  # of one update, over all replicas
   valid_batch_size: int  # of evaluation
@@ -103,6 +105,7 @@ def _check_choices(config: Config) -> None:
     ("optimizer", OPTIMIZERS),
     ("lr_scheduler", LR_SCHEDULERS),
     ("preprocessor", PREPROCESSORS),
+    ("chain", CHAINS),
   ):
     value = getattr(config, field)
     if value not in allowed:

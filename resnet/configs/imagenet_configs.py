@@ -25,6 +25,7 @@ RESNET_50 = register(
     init_stride=2,
     init_max_pool=True,
     manual_gradients=False,
+    chain="auto",
     batch_size=256,
     valid_batch_size=50,
     preprocessor="inception",

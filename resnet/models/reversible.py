@@ -27,7 +27,7 @@ Costs: one more forward pass of every function. Limits: losses added inside F an
 seen, and gradients of gradients are not supported.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -35,7 +35,9 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 from tensorflow.python.ops import control_flow_util
 
-Tensors = Any  # a tensor, or lists and tuples of them
+from resnet.models.pure_function import PureFunction, Tensors
+
+FORMS = ("unrolled", "while_loop")
 
 
 @keras.saving.register_keras_serializable("resnet")
@@ -48,6 +50,9 @@ class ReversibleChain(keras.layers.Layer):
       with the chain, in its scope.
     manual_gradients: False stores activations as ordinary backpropagation does; outputs, gradients and
       updates are the same.
+    form: of the manual gradients' graph. "unrolled" has ops for every unit. "while_loop" has those of one
+      unit, in a `tf.while_loop` over the stacked weights of all: a graph of the same size whatever the
+      depth, for which the units' layers must be alike but for the values of their variables.
 
   Call arguments:
     inputs: (x1, x2), the two streams; usually [N, H, W, C] each.
@@ -55,19 +60,28 @@ class ReversibleChain(keras.layers.Layer):
 
   Returns:
     (y1, y2), of the shapes and dtypes of (x1, x2).
+
+  Raises:
+    ValueError: pairs are not pairs, the form is unknown, or the units differ and the form is "while_loop".
   """
 
   def __init__(
     self,
     pairs: Sequence[tuple[keras.layers.Layer, keras.layers.Layer]],
     manual_gradients: bool = True,
+    form: str = "unrolled",
     **kwargs,
   ):
     super().__init__(autocast=False, **kwargs)
     if any(len(pair) != 2 for pair in pairs):
       raise ValueError(f"pairs must be a list of (F, G), got {pairs!r}")
+    if form not in FORMS:
+      raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
     self.functions = [function for pair in pairs for function in pair]
+    if form == "while_loop":
+      _require_alike(self.functions)
     self.manual_gradients = manual_gradients
+    self.form = form
 
   def build(self, input_shape):
     for k, function in enumerate(self.functions):
@@ -77,8 +91,12 @@ class ReversibleChain(keras.layers.Layer):
   def call(self, inputs, training=False):
     functions = [PureFunction(function, training) for function in self.functions]
     weights = [function.weights() for function in functions]
-    run = _run_without_storing if self.manual_gradients else _run
-    outputs, states = run(functions, tuple(inputs), weights)
+    states = [function.state() for function in functions]
+    if not self.manual_gradients or not functions:
+      outputs, states = _run(functions, inputs, weights, states)
+    else:
+      run, undo = (_run, _undo) if self.form == "unrolled" else (_run_loop, _undo_loop)
+      outputs, states = _without_storing(run, undo, functions, tuple(inputs), weights, states)
     for function, state in zip(functions, states, strict=True):
       function.assign(state)
     return outputs
@@ -86,7 +104,8 @@ class ReversibleChain(keras.layers.Layer):
   def get_config(self):
     functions = [keras.saving.serialize_keras_object(function) for function in self.functions]
     pairs = list(zip(functions[::2], functions[1::2]))
-    return {**super().get_config(), "pairs": pairs, "manual_gradients": self.manual_gradients}
+    arguments = {"pairs": pairs, "manual_gradients": self.manual_gradients, "form": self.form}
+    return {**super().get_config(), **arguments}
 
   @classmethod
   def from_config(cls, config):
@@ -106,102 +125,164 @@ def recompute(layer: keras.layers.Layer, inputs: Tensors, training: bool = False
     training: handed to the layer.
   """
   function = PureFunction(layer, training)
+  state = function.state()
 
   @tf.custom_gradient
   def run(inputs, weights):
-    outputs, state = function(*_unrecorded((weights, inputs)))
+    outputs, new_state = function(_unrecorded(weights), state, _unrecorded(inputs))
 
     def gradient(*upstream):
       d_outputs = tf.nest.pack_sequence_as(outputs, upstream[: len(tf.nest.flatten(outputs))])
-      _, d_inputs, d_weights = _rerun(function, weights, _after(d_outputs, inputs), d_outputs)
+      _, d_inputs, d_weights = _rerun(function, weights, state, _after(d_outputs, inputs), d_outputs)
       return d_inputs, d_weights
 
-    return (outputs, state), gradient
+    return (outputs, new_state), gradient
 
-  outputs, state = run(inputs, function.weights())
-  function.assign(state)
+  outputs, new_state = run(inputs, function.weights())
+  function.assign(new_state)
   return outputs
 
 
-class PureFunction:
-  """A built layer as a function without side effects: (weights, inputs) -> (outputs, new state).
-
-  Args:
-    layer: the layer. Its state (variables that are not trained) is read here and now, as tensors: the
-      variables themselves would give the second run what the first one left in them.
-    training: handed to the layer.
-  """
-
-  def __init__(self, layer: keras.layers.Layer, training: bool):
-    self._layer = layer
-    self._training = training
-    self._state = [tf.convert_to_tensor(v.value) for v in layer.non_trainable_variables]
-
-  def weights(self) -> list[tf.Tensor]:
-    """The layer's trainable variables, read."""
-    return [tf.convert_to_tensor(v.value) for v in self._layer.trainable_variables]
-
-  def __call__(self, weights: list[tf.Tensor], inputs: Tensors) -> tuple[Tensors, dict[int, tf.Tensor]]:
-    """(outputs, new values of the state that changed, by index)."""
-    state_variables = self._layer.non_trainable_variables
-    variables = self._layer.trainable_variables + state_variables
-    with keras.StatelessScope(zip(variables, weights + self._state, strict=True)) as scope:
-      before = [scope.get_current_value(v) for v in state_variables]
-      outputs = self._layer(inputs, training=self._training)
-    now = [scope.get_current_value(v) for v in state_variables]
-    return outputs, {i: new for i, (old, new) in enumerate(zip(before, now, strict=True)) if new is not old}
-
-  def assign(self, state: dict[int, tf.Tensor]) -> None:
-    """Writes the new state that a call returned to the layer's variables."""
-    for index, value in state.items():
-      self._layer.non_trainable_variables[index].assign(value)
-
-
-def _run(functions, streams, weights):
-  """Forward pass of a chain: ((y1, y2), the functions' new states)."""
-  streams, states = list(streams), []
-  for k, function in enumerate(functions):
-    target, source = k % 2, 1 - k % 2
-    change, state = function(weights[k], streams[source])
-    streams[target] += tf.cast(change, streams[target].dtype)
-    states.append(state)
-  return tuple(streams), states
-
-
-def _run_without_storing(functions, streams, weights):
-  """`_run`, with a backward pass that rebuilds the streams from the chain's outputs."""
+def _without_storing(run, undo, functions, streams, weights, states):
+  """`run`, a chain's forward pass, with `undo` for its backward pass."""
 
   @tf.custom_gradient
-  def run(streams, weights):
-    outputs, states = _run(functions, *_unrecorded((streams, weights)))
+  def chain(streams, weights):
+    outputs, new_states = run(functions, *_unrecorded((streams, weights)), states)
 
     def gradient(dy1, dy2, *_):
-      d_streams, d_weights = [dy1, dy2], []
-      streams = _after(d_streams, list(outputs))
-      for k in reversed(range(len(functions))):
-        target, source = k % 2, 1 - k % 2
-        change, d_source, d_weight = _rerun(functions[k], weights[k], streams[source], d_streams[target])
-        streams[target] -= tf.cast(change, streams[target].dtype)
-        d_streams[source] += tf.cast(d_source, d_streams[source].dtype)
-        d_weights.append(d_weight)
-        streams = _after((d_streams, d_weight), streams)
-      return tuple(d_streams), d_weights[::-1]
+      gated = _after((dy1, dy2), outputs)
+      _, d_streams, d_weights = undo(functions, gated, (dy1, dy2), weights, states)
+      return d_streams, d_weights
 
-    return (outputs, states), gradient
+    return (outputs, new_states), gradient
 
-  return run(streams, weights)
+  return chain(streams, weights)
 
 
-def _rerun(function, weights, inputs, d_outputs):
+def _run(functions, streams, weights, states):
+  """Forward pass: ((y1, y2), the functions' new states)."""
+  streams, new_states = list(streams), []
+  for k, function in enumerate(functions):
+    target, source = k % 2, 1 - k % 2
+    change, new_state = function(weights[k], states[k], streams[source])
+    streams[target] += tf.cast(change, streams[target].dtype)
+    new_states.append(new_state)
+  return tuple(streams), new_states
+
+
+def _undo(functions, streams, d_streams, weights, states):
+  """Backward pass, from (y1, y2) and their gradients: ((x1, x2), their gradients, those of the weights)."""
+  streams, d_streams, d_weights = list(streams), list(d_streams), []
+  for k, function in reversed(list(enumerate(functions))):
+    target, source = k % 2, 1 - k % 2
+    change, d_source, d_weight = _rerun(function, weights[k], states[k], streams[source], d_streams[target])
+    streams[target] -= tf.cast(change, streams[target].dtype)
+    d_streams[source] += tf.cast(d_source, d_streams[source].dtype)
+    d_weights.append(d_weight)
+    streams = _after((d_streams, d_weight), streams)
+  return tuple(streams), tuple(d_streams), d_weights[::-1]
+
+
+def _rerun(function, weights, state, inputs, d_outputs):
   """(outputs, their gradient with respect to inputs, with respect to weights)."""
   with tf.GradientTape(watch_accessed_variables=False) as tape:
     tape.watch((inputs, weights))
-    outputs, _ = function(weights, inputs)
+    outputs, _ = function(weights, state, inputs)
   d_outputs = tf.nest.map_structure(lambda d, y: tf.cast(d, y.dtype), d_outputs, outputs)
   d_inputs, d_weights = tape.gradient(
     outputs, (inputs, weights), d_outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO
   )
   return outputs, d_inputs, d_weights
+
+
+def _run_loop(functions, streams, weights, states):
+  """`_run` as a loop over units."""
+  unit, weights, states = functions[:2], _stack(weights), _stack(states)
+
+  def step(index, streams):
+    return _run(unit, streams, _entry(weights, index), _entry(states, index))
+
+  outputs, new_states = _loop(step, streams, states, range(len(functions) // 2))
+  for k, function in enumerate(functions):
+    function.changed |= unit[k % 2].changed
+  return outputs, _unstack(new_states, len(functions))
+
+
+def _undo_loop(functions, streams, d_streams, weights, states):
+  """`_undo` as a loop over units."""
+  unit, weights, states = functions[:2], _stack(weights), _stack(states)
+
+  def step(index, carried):
+    weight, state = _entry(weights, index), _entry(states, index)
+    streams, d_streams, d_weight = _undo(unit, *carried, weight, state)
+    return (streams, d_streams), d_weight
+
+  last_to_first = range(len(functions) // 2)[::-1]
+  (streams, d_streams), d_weights = _loop(step, (streams, d_streams), weights, last_to_first)
+  return streams, d_streams, _unstack(d_weights, len(functions))
+
+
+def _loop(step: Callable, carried: Tensors, like: Tensors, indices: range) -> tuple[Tensors, Tensors]:
+  """carried, output = step(index, carried), for each index: (the last carried, the outputs stacked by index).
+
+  `like` has the structure, shapes and dtypes of the stacked outputs.
+  """
+
+  def body(index, carried, arrays):
+    carried, output = step(index, carried)
+    arrays = tf.nest.map_structure(lambda array, entry: array.write(index, entry), arrays, output)
+    return index + indices.step, carried, arrays
+
+  arrays = tf.nest.map_structure(
+    lambda stacked: tf.TensorArray(stacked.dtype, len(indices), element_shape=stacked.shape[1:]), like
+  )
+  _, carried, arrays = tf.while_loop(
+    lambda index, *_: tf.not_equal(index, indices.stop),
+    body,
+    (tf.constant(indices.start), carried, arrays),
+    parallel_iterations=1,  # More would hold more than one unit's activations.
+    maximum_iterations=len(indices),
+  )
+  return carried, tf.nest.map_structure(lambda array: array.stack(), arrays)
+
+
+def _stack(values: list[list[tf.Tensor]]) -> list[list[tf.Tensor]]:
+  """From a list of tensors for each function to one for F and one for G, each tensor stacked by unit."""
+  return [[tf.stack(entries) for entries in zip(*values[k::2], strict=True)] for k in (0, 1)]
+
+
+def _entry(stacked: Tensors, index: tf.Tensor) -> Tensors:
+  return tf.nest.map_structure(lambda tensor: tensor[index], stacked)
+
+
+def _unstack(stacked: list[list[tf.Tensor]], functions: int) -> list[list[tf.Tensor]]:
+  """The inverse of `_stack`."""
+  by_unit = [[tf.unstack(tensor, functions // 2) for tensor in tensors] for tensors in stacked]
+  return [[entries[k // 2] for entries in by_unit[k % 2]] for k in range(functions)]
+
+
+def _require_alike(functions: list[keras.layers.Layer]) -> None:
+  """Raises ValueError unless the Fs are of one configuration, and the Gs."""
+  for k, function in enumerate(functions):
+    if _configuration(function) != _configuration(functions[k % 2]):
+      raise ValueError(
+        f"form 'while_loop' needs units that are alike, but {'FG'[k % 2]} of unit {k // 2} is configured "
+        f"otherwise than that of unit 0; use form 'unrolled'"
+      )
+
+
+def _configuration(layer: keras.layers.Layer) -> Any:
+  """What a layer is, but for the names and seeds in it."""
+
+  def anonymous(config):
+    if isinstance(config, dict):
+      return {
+        key: anonymous(value) for key, value in config.items() if key not in ("name", "seed", "build_config")
+      }
+    return [anonymous(item) for item in config] if isinstance(config, list | tuple) else config
+
+  return anonymous(keras.saving.serialize_keras_object(layer))
 
 
 def _unrecorded(tensors: Tensors) -> Tensors:

@@ -22,8 +22,9 @@ class RevNet(ResNet):
 
   def __init__(self, config, **kwargs):
     super().__init__(config, **kwargs)
+    form = "unrolled" if self.config.chain == "auto" else self.config.chain
     self.chains = [
-      ReversibleChain([(unit.f, unit.g) for unit in stage[1:]], self.config.manual_gradients)
+      ReversibleChain([(unit.f, unit.g) for unit in stage[1:]], self.config.manual_gradients, form)
       for stage in self.stages
     ]
 
