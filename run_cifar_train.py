@@ -14,42 +14,23 @@ from absl import flags
 from resnet.data import get_dataset, splits
 from resnet.training.strategy import make_strategy
 from resnet.training.train_loop import train
-from resnet.utils.app import run
+from resnet.utils.app import define_training_flags, run
 from resnet.utils.errors import UserError
 from resnet.utils.experiment import open_experiment
 
-flags.DEFINE_string("model", None, "Model: one of resnet/configs/cifar_configs.py. Default: resnet-32.")
-flags.DEFINE_string("config", None, "JSON file of a configuration, instead of --model.")
+define_training_flags(models="resnet/configs/cifar_configs.py", results="./results/cifar", num_gpu=None)
 flags.DEFINE_enum(
   "dataset", None, ["cifar-10", "cifar-100", "digits"], "Dataset. Default: the configuration's, cifar-10."
 )
 flags.DEFINE_string(
   "data_dir", "data", "Folder of TensorFlow Datasets; CIFAR is downloaded to it on first use."
 )
-flags.DEFINE_string("id", None, "Experiment ID. Default: a new one.")
-flags.DEFINE_string("results", "./results/cifar", "Folder of configurations and checkpoints, by experiment ID.")
-flags.DEFINE_string("logs", "./logs/public", "Folder of the training curves, by experiment ID.")
 flags.DEFINE_bool("validation", None, "Hold out a tenth of the training images, and evaluate on it.")
-flags.DEFINE_bool("restore", False, "Continue the experiment of --id from its newest checkpoint.")
-flags.DEFINE_integer("max_num_steps", -1, "Take at most so many steps in this run; -1: no limit.")
-flags.DEFINE_integer("num_gpu", None, "Number of GPUs. Default: all; 0: the CPU.", lower_bound=0)
-flags.DEFINE_multi_string("override", [], "field=value: a field of the configuration to change. Repeatable.")
 FLAGS = flags.FLAGS
 
 
 def main():
-  experiment, config = open_experiment(
-    FLAGS.id,
-    FLAGS.results,
-    FLAGS.logs,
-    restore=FLAGS.restore,
-    model=FLAGS.model,
-    default_model="resnet-32",
-    config_file=FLAGS.config,
-    overrides=FLAGS.override,
-    dataset=FLAGS.dataset,
-    run_validation=FLAGS.validation,
-  )
+  experiment, config = open_experiment(FLAGS, "resnet-32", FLAGS.dataset, FLAGS.validation)
   if config.dataset == "imagenet":
     raise UserError(f"{config.name} is a model for ImageNet; train it by run_imagenet_train.py")
   strategy = make_strategy(FLAGS.num_gpu, config.batch_size)

@@ -104,6 +104,18 @@ def test_eager_and_graph_agree():
     assert_close(actual, expected, 1e-12)
 
 
+@pytest.mark.parametrize("name", ["revnet-test", "revnet-btl-test"])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_both_forms_of_the_chain_agree(name, jit_compile):
+  model = make_model(name, "float64", num_residual_units=(4, 3))
+  images, labels = make_batch(model)
+  expected = train_once(model, images, labels)
+  loop = copy_of(model, chain="while_loop")
+  actual = train_once(loop, images, labels, lambda f: tf.function(f, jit_compile=jit_compile))
+  for one, other in zip(actual, expected, strict=True):
+    assert_close(one, other, 1e-11)
+
+
 def test_weight_decay_is_in_the_gradients_of_kernels_only():
   model = make_model("revnet-test", "float64", wd=0.0)
   images, labels = make_batch(model)
@@ -150,9 +162,9 @@ def test_models_survive_saving(tmp_path):
     np.testing.assert_array_equal(copy(images), model(images))
 
 
-@pytest.mark.parametrize("num_replicas", [1, 2])
-def test_replicas_agree_with_parts_of_the_batch(num_replicas):
-  model = make_model("revnet-test")
+@pytest.mark.parametrize(("num_replicas", "chain"), [(1, "unrolled"), (2, "unrolled"), (2, "while_loop")])
+def test_replicas_agree_with_parts_of_the_batch(num_replicas, chain):
+  model = make_model("revnet-test", num_residual_units=(3, 3), chain=chain)
   images, labels = make_batch(model, size=8)
   parts = list(zip(tf.split(images, num_replicas), tf.split(labels, num_replicas)))
   single = [train_once(model, *part) for part in parts]

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import types
 import weakref
 
 import keras
@@ -11,6 +12,7 @@ import tensorflow as tf
 from helpers import assert_close, values
 
 from resnet.models import ReversibleChain, recompute
+from resnet.models.reversible import FORMS
 
 
 class Counted(keras.layers.Layer):
@@ -69,9 +71,11 @@ def gradients_of(chain, streams, state, run=lambda function: function):
   return outputs, gradients, values(chain.non_trainable_variables)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("run", [lambda f: f, tf.function], ids=["eager", "graph"])
-def test_chain_agrees_with_ordinary_backprop(run):
+def test_chain_agrees_with_ordinary_backprop(run, form):
   chain, streams = make_chain()
+  chain.form = form
   state = values(chain.non_trainable_variables)
   actual = gradients_of(chain, streams, state, run)
   chain.manual_gradients = False
@@ -82,8 +86,10 @@ def test_chain_agrees_with_ordinary_backprop(run):
   assert all(moved), "moving statistics and dropout seeds must move"
 
 
-def test_chain_agrees_when_compiled_by_xla():
+@pytest.mark.parametrize("form", FORMS)
+def test_chain_agrees_when_compiled_by_xla(form):
   chain, streams = make_chain()
+  chain.form = form
   # XLA on the CPU has no kernel for dropout's stateful seed; the rest of the function is compiled.
   for function in chain.functions:
     function.parts = function.parts[:2]
@@ -186,6 +192,45 @@ def test_streams_keep_their_dtype_when_functions_compute_in_half_precision():
   assert_close(actual[1], expected[1], 2e-2)  # bfloat16 has 8 bits.
 
 
+def test_a_loop_has_the_ops_of_one_unit_whatever_the_depth():
+  counts = {}
+  for pairs in (2, 5):
+    for form in FORMS:
+      chain, streams = make_chain(pairs)
+      chain.form = form
+      state = values(chain.non_trainable_variables)
+      graphs = []
+
+      def traced(function, graphs=graphs):
+        function = tf.function(function)
+        graphs.append(function.get_concrete_function(*streams).graph)
+        return function
+
+      gradients_of(chain, streams, state, traced)
+      (graph,) = graphs
+      kinds = [op.type for op in all_ops(graph)]
+      counts[pairs, form] = kinds.count("MatMul"), kinds.count("Tanh")
+  # Each function: a product forward, one again, two for its gradients.
+  assert counts[2, "unrolled"] == (2 * 2 * 4, 2 * 2 * 2)
+  assert counts[5, "unrolled"] == (5 * 2 * 4, 5 * 2 * 2)
+  assert counts[2, "while_loop"] == counts[5, "while_loop"] == (2 * 4, 2 * 2)
+
+
+def all_ops(graph):
+  """The ops of a graph and of the functions that it calls."""
+  names = graph.as_graph_def().library.function
+  nodes = [node for function in names for node in function.node_def]
+  return [types.SimpleNamespace(type=node.op) for node in nodes] + list(graph.get_operations())
+
+
+def test_a_loop_over_units_that_differ_is_refused():
+  pairs = [(Counted(5), Counted(8)), (Counted(5), Counted(8, rate=0.5))]
+  with pytest.raises(ValueError, match="form 'while_loop' needs units that are alike, but G of unit 1"):
+    ReversibleChain(pairs, form="while_loop")
+  with pytest.raises(ValueError, match="form must be one of unrolled, while_loop, got 'scan'"):
+    ReversibleChain(pairs, form="scan")
+
+
 def test_frozen_functions_and_unused_weights_have_no_or_zero_gradients():
   chain, streams = make_chain(pairs=1)
   chain.functions[0].trainable = False
@@ -227,10 +272,10 @@ def test_recompute_agrees_with_ordinary_backprop_and_keeps_one_update():
 
 def test_chain_survives_serialisation():
   pairs = [(keras.layers.Dense(4, name="f"), keras.layers.Dense(4, name="g"))]
-  chain = ReversibleChain(pairs, manual_gradients=False, name="chain")
+  chain = ReversibleChain(pairs, manual_gradients=False, form="while_loop", name="chain")
   copy = ReversibleChain.from_config(chain.get_config())
   assert copy.get_config() == chain.get_config()
-  assert (copy.name, copy.manual_gradients, len(copy.functions)) == ("chain", False, 2)
+  assert (copy.name, copy.manual_gradients, copy.form, len(copy.functions)) == ("chain", False, "while_loop", 2)
 
 
 def test_chain_in_a_functional_model():

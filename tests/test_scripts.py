@@ -79,7 +79,7 @@ def run_script(tmp_path, monkeypatch, capsys):
     (["--override=filters=1,2"], "filters must have 4 entries"),
     (["--restore"], "--restore needs --id"),
     (["--restore", "--id=none"], "no experiment none in results/cifar"),
-    (["--restore", "--id=there"], "no checkpoint model.ckpt-* in results/cifar/there"),
+    (["--restore", "--id=there"], "no checkpoint in results/cifar/there"),
     (["--id=there"], "experiment there exists in results/cifar; continue it with --restore"),
     (["--num_gpu=2"], "--num_gpu is 2, but 0 GPUs are visible to TensorFlow"),
     (["--num_gpu=-1"], "flag --num_gpu=-1"),

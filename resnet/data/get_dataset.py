@@ -1,5 +1,6 @@
 """From a configuration to the dataset it names."""
 
+import contextlib
 import math
 import os
 from typing import Protocol
@@ -29,6 +30,9 @@ class Dataset(Protocol):
 
   def evaluation_batches(self, num_batches: int | None = None) -> tf.data.Dataset:
     """Every example once and as it is, in batches of config.valid_batch_size, the last one partial."""
+
+  def data_errors(self) -> contextlib.AbstractContextManager[None]:
+    """Within it, damaged data met while taking batches raises a UserError that names the place."""
 
 
 def splits(validation: bool) -> tuple[str, str]:

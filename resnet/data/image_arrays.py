@@ -1,5 +1,7 @@
 """Datasets small enough to be held in memory: shuffling and augmentation as functions of seed and step."""
 
+import contextlib
+
 import numpy as np
 import tensorflow as tf
 
@@ -64,6 +66,10 @@ class ImageArrays:
     first = slice(None if num_batches is None else num_batches * batch_size)
     dataset = tf.data.Dataset.from_tensor_slices((self._images[first], self._labels[first])).batch(batch_size)
     return dataset.map(lambda x, y: (self._centre(x), y), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+  def data_errors(self) -> contextlib.AbstractContextManager[None]:
+    """Nothing can go wrong with images in memory."""
+    return contextlib.nullcontext()
 
   def _centre(self, images):
     return tf.cast(images, tf.float32) - self._mean_image

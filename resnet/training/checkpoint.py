@@ -1,6 +1,7 @@
 """Checkpoints of a run: weights, moving statistics, momentum and step, all of them kept."""
 
 import pathlib
+import tempfile
 
 import keras
 import tensorflow as tf
@@ -21,9 +22,17 @@ class Checkpoints:
     folder: of the experiment.
     model: built.
     optimizer: built for the model, or None to restore the model alone.
+    writes: False for a process that takes part in saving, as all must whose replicas hold parts of the
+      moving statistics, but is not the one to leave a file.
   """
 
-  def __init__(self, folder: pathlib.Path, model: keras.Model, optimizer: Momentum | None = None):
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    model: keras.Model,
+    optimizer: Momentum | None = None,
+    writes: bool = True,
+  ):
     def name(variable):
       return variable.path.removeprefix(f"{model.name}/")
 
@@ -34,25 +43,47 @@ class Checkpoints:
       parts["step"] = optimizer.iterations
     self._complete = optimizer is not None
     self._folder = folder
-    self._manager = tf.train.CheckpointManager(
-      tf.train.Checkpoint(**parts), str(folder), max_to_keep=None, checkpoint_name=PREFIX
-    )
+    self._writes = writes
+    self._checkpoint = tf.train.Checkpoint(**parts)
 
   def save(self, step: int) -> None:
-    """Writes model.ckpt-{step}. It appears under that name only when it is complete."""
-    self._manager.save(checkpoint_number=step)
+    """Writes model.ckpt-{step}. The folder's file `checkpoint` lists it only when it is complete."""
+    if not self._writes:
+      with tempfile.TemporaryDirectory() as folder:
+        self._checkpoint.write(f"{folder}/{PREFIX}")
+      return
+    manager = tf.train.CheckpointManager(
+      self._checkpoint, str(self._folder), max_to_keep=None, checkpoint_name=PREFIX
+    )
+    manager.save(checkpoint_number=step)
 
-  def restore(self, step: int | None = None) -> None:
-    """Reads the checkpoint of `step`, by default the newest.
+  def steps(self) -> list[int]:
+    """The steps of the checkpoints that are complete, the newest last."""
+    state = tf.train.get_checkpoint_state(str(self._folder))
+    return [int(path.rpartition("-")[2]) for path in state.all_model_checkpoint_paths] if state else []
+
+  def latest_step(self) -> int:
+    """The step of the newest checkpoint.
+
+    Raises:
+      UserError: there is none.
+    """
+    steps = self.steps()
+    if not steps:
+      raise UserError(f"no checkpoint in {self._folder}")
+    return steps[-1]
+
+  def restore(self, step: int) -> None:
+    """Reads the checkpoint of `step`.
 
     Raises:
       UserError: there is none, it is damaged, or it is of another model.
     """
-    path = self._manager.latest_checkpoint if step is None else str(self._folder / f"{PREFIX}-{step}")
-    if path is None or not pathlib.Path(f"{path}.index").is_file():
-      raise UserError(f"no checkpoint {PREFIX}-{'*' if step is None else step} in {self._folder}")
+    path = self._folder / f"{PREFIX}-{step}"
+    if step not in self.steps():
+      raise UserError(f"no checkpoint {path}; there are those of the steps {self.steps()}")
     try:
-      status = self._manager.checkpoint.restore(path)
+      status = self._checkpoint.restore(str(path))
       status.assert_existing_objects_matched()
       if self._complete:
         status.assert_consumed()

@@ -1,9 +1,19 @@
-"""Accuracy of a model on a dataset."""
+"""Accuracy of a model on a dataset, and of an experiment's checkpoints."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import tensorflow as tf
+
+from resnet.configs.config import Config
+from resnet.data.get_dataset import Dataset
+from resnet.models import get_model
+from resnet.training.checkpoint import Checkpoints
+from resnet.utils.experiment import Experiment
+from resnet.utils.experiment_logger import ExperimentLogger
+
+WATCH_INTERVAL = 10  # seconds between two looks for a new checkpoint
 
 
 def make_evaluate(
@@ -38,3 +48,54 @@ def make_evaluate(
     return [float(hits / examples) for hits in correct]
 
   return evaluate
+
+
+def evaluate_checkpoints(
+  config: Config,
+  experiment: Experiment,
+  data: Mapping[str, tuple[Dataset, int | None]],
+  step: int | None = None,
+  watch: bool = False,
+) -> None:
+  """Measures top-1 and top-5 accuracy of an experiment's checkpoints; prints them and appends the curves.
+
+  Runs on the first GPU that is visible, or on the CPU.
+
+  Args:
+    config: of the experiment.
+    experiment: whose folder has the checkpoints.
+    data: for each curve, "train_acc" and "valid_acc", the dataset and how many of its batches it is
+      measured on, None for all. Top-5 accuracy goes to the curve of that name with a 5 appended.
+    step: which checkpoint; None is the newest.
+    watch: instead, every checkpoint that has no point on the curves yet, and those that appear from now
+      on, until that of the last step, config.max_train_iter, is done.
+
+  Raises:
+    UserError: there is no such checkpoint, or it is damaged, or the data is.
+  """
+  tf.config.set_visible_devices(tf.config.list_physical_devices("GPU")[:1], "GPU")
+  model = get_model(config)
+  checkpoints = Checkpoints(experiment.folder, model)
+  evaluate = make_evaluate(model, tf.distribute.get_strategy(), top=(1, 5))
+  logger = ExperimentLogger(experiment.logs_folder)
+
+  def measure(step):
+    checkpoints.restore(step)
+    for curve, (dataset, num_batches) in data.items():
+      with dataset.data_errors():
+        top1, top5 = evaluate(dataset.evaluation_batches(num_batches))
+      logger.log(curve, step, top1)
+      logger.log(f"{curve}5", step, top5)
+      print(f"step {step}: {curve} top-1 {100 * top1:.3f} %, top-5 {100 * top5:.3f} %", flush=True)
+
+  if not watch:
+    measure(checkpoints.latest_step() if step is None else step)
+    return
+  done = logger.steps("valid_acc")
+  while True:
+    for new in sorted(set(checkpoints.steps()) - done):
+      measure(new)
+      done.add(new)
+    if max(done, default=0) >= config.max_train_iter:
+      return
+    time.sleep(WATCH_INTERVAL)

@@ -33,3 +33,36 @@ def loss_and_gradients(
     for gradient, variable in zip(gradients, variables, strict=True)
   ]
   return loss, decayed
+
+
+def averaged_over_passes(
+  model: keras.Model, images: tf.Tensor, labels: tf.Tensor, num_pass: int
+) -> tuple[tf.Tensor, list[tf.Tensor]]:
+  """`loss_and_gradients` of a batch taken in `num_pass` equal parts, one after the other.
+
+  Loss, gradients and the moving statistics afterwards are the means over the parts, each of which starts
+  from the same moving statistics and is normalised by statistics of its own.
+  """
+  if num_pass == 1:
+    return loss_and_gradients(model, images, labels)
+  image_parts, label_parts = (tf.reshape(x, [num_pass, -1, *x.shape[1:]]) for x in (images, labels))
+  state = model.non_trainable_variables
+  before = [tf.convert_to_tensor(variable.value) for variable in state]
+
+  def add_pass(index, sums):
+    loss, gradients = loss_and_gradients(model, image_parts[index], label_parts[index])
+    after = [tf.convert_to_tensor(variable.value) for variable in state]
+    for variable, value in zip(state, before, strict=True):
+      variable.assign(value)
+    return index + 1, tf.nest.map_structure(tf.add, sums, (loss, gradients, after))
+
+  zeros = tf.nest.map_structure(
+    lambda x: tf.zeros(x.shape, x.dtype), (tf.constant(0.0), list(model.trainable_variables), before)
+  )
+  _, sums = tf.while_loop(
+    lambda index, _: index < num_pass, add_pass, (0, zeros), maximum_iterations=num_pass, parallel_iterations=1
+  )
+  loss, gradients, after = tf.nest.map_structure(lambda x: x / num_pass, sums)
+  for variable, value in zip(state, after, strict=True):
+    variable.assign(value)
+  return loss, gradients

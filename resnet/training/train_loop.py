@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import keras
 import tensorflow as tf
@@ -15,7 +15,8 @@ from resnet.training.checkpoint import Checkpoints
 from resnet.training.evaluate import make_evaluate
 from resnet.training.lr_schedule import learning_rate_schedule
 from resnet.training.optimizer import Momentum
-from resnet.training.step import loss_and_gradients
+from resnet.training.step import averaged_over_passes
+from resnet.training.strategy import is_chief, lost_worker_errors, num_workers
 from resnet.utils.errors import UserError
 from resnet.utils.experiment import Experiment
 from resnet.utils.experiment_logger import ExperimentLogger
@@ -30,6 +31,7 @@ def train(
   evaluation_data: Mapping[str, tf.data.Dataset],
   restore: bool = False,
   max_num_steps: int = -1,
+  num_pass: int = 1,
 ) -> dict[str, float]:
   """Trains a model, from its initial weights or from the experiment's newest checkpoint.
 
@@ -44,35 +46,44 @@ def train(
     evaluation_data: for each curve, "train_acc" and "valid_acc", the batches that it is measured on.
     restore: continue the experiment.
     max_num_steps: how many steps this run may take; -1 for all up to config.max_train_iter.
+    num_pass: how many passes a replica takes its part of the batch in, see `make_train_step`.
 
   Returns:
     The final accuracy, in [0, 1], for each curve of evaluation_data.
 
   Raises:
-    UserError: the experiment exists (or does not, with `restore`), or the loss is not finite.
+    UserError: the experiment exists (or does not, with `restore`), the batch cannot be split, data is
+      damaged, the loss is not finite, or another machine is lost.
     SystemExit: Ctrl-C or SIGTERM came; the checkpoint has been written.
   """
+  per_replica = config.batch_size // strategy.num_replicas_in_sync
+  if num_pass < 1 or per_replica % num_pass:
+    raise UserError(f"--num_pass must divide the {per_replica} images of a replica, got {num_pass}")
+  chief = is_chief(strategy)
   with strategy.scope():
     keras.utils.set_random_seed(config.seed)
     model = get_model(config)
     optimizer = Momentum(learning_rate_schedule(config), config.momentum)
     optimizer.build(model.trainable_variables)
-  checkpoints = Checkpoints(experiment.folder, model, optimizer)
+  checkpoints = Checkpoints(experiment.folder, model, optimizer, writes=chief)
   if restore:
-    checkpoints.restore()
-  else:
+    checkpoints.restore(checkpoints.latest_step())
+  elif chief:
     experiment.create(config)
-  logger = ExperimentLogger(experiment.logs_folder)
+  logger = ExperimentLogger(experiment.logs_folder if chief else None)
   start = int(optimizer.iterations.numpy())
   stop = config.max_train_iter if max_num_steps < 0 else min(config.max_train_iter, start + max_num_steps)
-  _describe(config, experiment, strategy, model, start, stop)
+  if chief:
+    _describe(config, experiment, strategy, model, start, stop)
 
-  train_step = make_train_step(model, optimizer, strategy)
+  train_step = make_train_step(model, optimizer, strategy, num_pass)
   evaluate = make_evaluate(model, strategy)
-  batches = iter(distribute(train_data, strategy, config, start))
-  bar = tqdm.tqdm(initial=start, total=stop, desc=config.name, mininterval=1 if sys.stderr.isatty() else 30)
-  with deferred_signals() as signal_received, bar:
-    for step in range(start + 1, stop + 1):
+  deferred = deferred_signals(
+    enabled=num_workers(strategy) == 1
+  )  # Stopping one process alone blocks the others.
+  with deferred as signal_received, train_data.data_errors(), lost_worker_errors():
+    batches = iter(distribute(train_data, strategy, config, start))
+    for step, bar in _steps(start, stop, config.name, chief):
       loss = train_step(batches)
       shown = bar.update()
       logs, validates, saves = (
@@ -95,20 +106,25 @@ def train(
         bar.close()
         print(f"stopped at step {step}; continue with --restore --id {experiment.id}")
         raise SystemExit(128 + interrupted)
-  return {curve: evaluate(dataset)[0] for curve, dataset in evaluation_data.items()}
+    return {curve: evaluate(dataset)[0] for curve, dataset in evaluation_data.items()}
 
 
 def make_train_step(
-  model: keras.Model, optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy
+  model: keras.Model,
+  optimizer: keras.optimizers.Optimizer,
+  strategy: tf.distribute.Strategy,
+  num_pass: int = 1,
 ) -> Callable[..., tf.Tensor]:
   """A function from an iterator of distributed batches to the batch's mean cross entropy, after an update.
 
-  Each replica takes the batch statistics of its own part; the gradients are averaged.
+  Each replica takes its part of the batch in `num_pass` passes, one after the other, which takes the
+  memory of one. Batch statistics are those of a pass; gradients, and the update of the moving statistics,
+  are the mean over passes and replicas.
   """
   replicas = strategy.num_replicas_in_sync
 
   def replica_step(images, labels):
-    loss, gradients = loss_and_gradients(model, images, labels)
+    loss, gradients = averaged_over_passes(model, images, labels, num_pass)
     if replicas > 1:  # The optimizer sums over the replicas.
       gradients = [gradient / replicas for gradient in gradients]
     optimizer.apply(gradients, model.trainable_variables)
@@ -133,6 +149,14 @@ def distribute(
     return batches.rebatch(per_replica, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
   return strategy.distribute_datasets_from_function(worker_batches)
+
+
+def _steps(start: int, stop: int, name: str, chief: bool) -> Iterator[tuple[int, tqdm.tqdm]]:
+  """(step, progress bar) for each step to take."""
+  interval = 1 if sys.stderr.isatty() else 30  # seconds
+  with tqdm.tqdm(initial=start, total=stop, desc=name, mininterval=interval, disable=not chief) as bar:
+    for step in range(start + 1, stop + 1):
+      yield step, bar
 
 
 def _finite(loss: float, step: int) -> float:

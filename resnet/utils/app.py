@@ -1,12 +1,36 @@
 """Running a script's main function: a user's mistake ends in one line, not in a traceback."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
 
 from resnet.utils.errors import UserError
+
+
+def define_training_flags(models: str, results: str, num_gpu: int | None) -> None:
+  """Defines the flags that training scripts have in common.
+
+  Args:
+    models: where the names of models are listed.
+    results: default of --results.
+    num_gpu: default of --num_gpu; None for all.
+  """
+  flags.DEFINE_string("model", None, f"Model: one of {models}.")
+  flags.DEFINE_string("config", None, "JSON file of a configuration, instead of --model.")
+  flags.DEFINE_string("id", None, "Experiment ID. Default: a new one.")
+  flags.DEFINE_string("results", results, "Folder of configurations and checkpoints, by experiment ID.")
+  flags.DEFINE_string("logs", "./logs/public", "Folder of the training curves, by experiment ID.")
+  flags.DEFINE_bool("restore", False, "Continue the experiment of --id from its newest checkpoint.")
+  flags.DEFINE_integer("max_num_steps", -1, "Take at most so many steps in this run; -1: no limit.")
+  flags.DEFINE_integer(
+    "num_gpu", num_gpu, "Number of GPUs of each machine; all if not given; 0: the CPU.", lower_bound=0
+  )
+  flags.DEFINE_multi_string(
+    "override", [], "field=value: a field of the configuration to change, in this run. Repeatable."
+  )
 
 
 def run(main: Callable[[], None]) -> None:
@@ -20,6 +44,8 @@ def run(main: Callable[[], None]) -> None:
     app.run(lambda _: main(), flags_parser=_parse)
   except UserError as error:
     _fail(error)
+  except KeyboardInterrupt:
+    sys.exit(128 + signal.SIGINT)
 
 
 def _parse(argv: list[str]) -> list[str]:

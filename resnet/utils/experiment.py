@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import pathlib
 import random
-from collections.abc import Iterable
+from typing import Protocol
 
 from resnet.configs import get_config, get_config_from_json, override_config, save_config
 from resnet.configs.config import NUM_CLASSES, Config
@@ -73,58 +73,56 @@ class Experiment:
       raise UserError(f"cannot write to {error.filename}: {error.strerror}") from error
 
 
+class TrainingFlags(Protocol):
+  """The flags of a run script that choose experiment and configuration; None is a flag not given."""
+
+  id: str | None
+  results: str
+  logs: str
+  restore: bool
+  model: str | None
+  config: str | None
+  override: list[str]
+
+
 def open_experiment(
-  experiment_id: str | None,
-  results: str,
-  logs: str,
-  *,
-  restore: bool,
-  model: str | None,
-  default_model: str,
-  config_file: str | None,
-  overrides: Iterable[str],
-  dataset: str | None = None,
-  run_validation: bool | None = None,
+  flags: TrainingFlags, default_model: str, dataset: str | None = None, run_validation: bool | None = None
 ) -> tuple[Experiment, Config]:
-  """The experiment and configuration that a run script's flags ask for; None is a flag not given.
+  """The experiment and configuration that a run script's flags ask for.
 
   Args:
-    experiment_id: None makes a new one.
-    results: folder of all experiments' results.
-    logs: folder of all experiments' curves.
-    restore: continue the experiment, with the configuration it was started with unless `config_file`.
-    model: name of a registered configuration.
+    flags: without an id it is a new experiment; with restore, the configuration is that which the
+      experiment was started with, unless another is given.
     default_model: of a new experiment.
-    config_file: JSON file of a configuration, instead of `model`.
-    overrides: "field=value" each.
-    dataset: instead of the configuration's; sets num_classes too.
-    run_validation: instead of the configuration's.
+    dataset: instead of the configuration's; sets num_classes too. None leaves it.
+    run_validation: instead of the configuration's. None leaves it.
 
   Raises:
     UserError: flags that contradict each other or the experiment, a configuration that cannot be.
   """
-  if restore and experiment_id is None:
+  if flags.restore and flags.id is None:
     raise UserError("--restore needs --id, the experiment to continue")
-  if config_file is not None:
-    config = get_config_from_json(config_file)
-  elif restore:
-    config = Experiment.named(experiment_id or "", results, logs).load_config()
+  if flags.config is not None:
+    config = get_config_from_json(flags.config)
+  elif flags.restore:
+    config = Experiment.named(flags.id or "", flags.results, flags.logs).load_config()
     for flag, given, saved in (
-      ("model", model, config.name),
+      ("model", flags.model, config.name),
       ("dataset", dataset, config.dataset),
       ("validation", run_validation, config.run_validation),
     ):
       if given not in (None, saved):
-        raise UserError(f"--{flag} is {given}, but experiment {experiment_id} was started with {saved}")
+        raise UserError(f"--{flag} is {given}, but experiment {flags.id} was started with {saved}")
   else:
-    config = get_config(model or default_model)
+    config = get_config(flags.model or default_model)
   if dataset is not None:
     config = dataclasses.replace(config, dataset=dataset, num_classes=NUM_CLASSES[dataset])
   if run_validation is not None:
     config = dataclasses.replace(config, run_validation=run_validation)
-  config = override_config(config, overrides)
-  experiment = Experiment.named(experiment_id or new_id(config.dataset, config.name), results, logs)
-  if not restore:
+  config = override_config(config, flags.override)
+  name = flags.id if flags.id is not None else new_id(config.dataset, config.name)
+  experiment = Experiment.named(name, flags.results, flags.logs)
+  if not flags.restore:
     experiment.require_new()
   return experiment, config
 

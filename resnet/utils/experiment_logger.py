@@ -1,5 +1,6 @@
 """The curves of a run: CSV files, as the original code wrote them, and TensorBoard summaries."""
 
+import csv
 import datetime
 import pathlib
 import shlex
@@ -11,7 +12,9 @@ import tensorflow as tf
 CURVES = {
   "train_ce": ("ce", "Train Loss (Cross Entropy)"),
   "train_acc": ("acc", "Train Accuracy"),
+  "train_acc5": ("acc", "Train Accuracy (Top 5)"),
   "valid_acc": ("acc", "Validation Accuracy"),
+  "valid_acc5": ("acc", "Validation Accuracy (Top 5)"),
   "learn_rate": ("lr", "Learning Rate"),
 }
 
@@ -23,32 +26,41 @@ class ExperimentLogger:
   cmd.txt, the commands; catalog, the list of the others; TensorBoard's event files.
 
   Args:
-    folder: made if it is not there.
+    folder: made if it is not there. None: nothing is written.
   """
 
-  def __init__(self, folder: pathlib.Path):
-    folder.mkdir(parents=True, exist_ok=True)
+  def __init__(self, folder: pathlib.Path | None):
     self._folder = folder
+    if folder is None:
+      return
+    folder.mkdir(parents=True, exist_ok=True)
     self._writer = tf.summary.create_file_writer(str(folder))
     with open(folder / "cmd.txt", "a", encoding="utf-8") as file:
       file.write(shlex.join(sys.argv) + "\n")
     catalog = ["filename,type,name", "cmd.txt,plain,Commands"]
-    for name, (column, title) in CURVES.items():
-      catalog.append(f"{name}.csv,csv,{title}")
-      if not self._file(name).exists():
-        self._file(name).write_text(f"step,time,{column}\n", encoding="utf-8")
+    catalog += [f"{name}.csv,csv,{title}" for name, (_, title) in CURVES.items()]
     (folder / "catalog").write_text("\n".join(catalog) + "\n", encoding="utf-8")
 
   def log(self, name: str, step: int, value: float) -> None:
     """Appends a point to the curve `name`, one of CURVES. `step` counts the updates done so far."""
-    with open(self._file(name), "a", encoding="utf-8") as file:
+    if self._folder is None:
+      return
+    path = self._folder / f"{name}.csv"
+    with open(path, "a", encoding="utf-8") as file:
+      if not file.tell():
+        file.write(f"step,time,{CURVES[name][0]}\n")
       file.write(f"{step:d},{datetime.datetime.now().isoformat()},{value:e}\n")
     with self._writer.as_default():
       tf.summary.write(name, tf.constant(value, tf.float32), step=step, metadata=_scalar_metadata())
     self._writer.flush()
 
-  def _file(self, name: str) -> pathlib.Path:
-    return self._folder / f"{name}.csv"
+  def steps(self, name: str) -> set[int]:
+    """The steps of the points of the curve `name`."""
+    path = pathlib.Path(self._folder or "", f"{name}.csv")
+    if not path.exists():
+      return set()
+    with open(path, encoding="utf-8") as file:
+      return {int(row["step"]) for row in csv.DictReader(file)}
 
 
 def _scalar_metadata():

@@ -1,0 +1,46 @@
+#!/usr/bin/env python3
+"""Evaluates an ImageNet experiment, on a GPU of its own while training goes on.
+
+./run_imagenet_eval.py --id EXPERIMENT
+./run_imagenet_eval.py --id EXPERIMENT --watch
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before TensorFlow is loaded: warnings and worse only.
+
+from absl import flags
+
+from resnet.data import get_dataset
+from resnet.training.evaluate import evaluate_checkpoints
+from resnet.utils.app import run
+from resnet.utils.errors import UserError
+from resnet.utils.experiment import Experiment
+
+NUM_TRAIN_BATCHES = 100  # of the training images, that train_acc.csv is measured on
+
+flags.DEFINE_string("id", None, "Experiment ID.", required=True)
+flags.DEFINE_integer("ckpt_num", -1, "Step of the checkpoint; -1: the newest.")
+flags.DEFINE_string(
+  "results", "./results/imagenet", "Folder of configurations and checkpoints, by experiment ID."
+)
+flags.DEFINE_string("logs", "./logs/public", "Folder of the curves, by experiment ID.")
+flags.DEFINE_string("data_dir", "data/imagenet", "Folder of record files, or of TensorFlow Datasets.")
+flags.DEFINE_bool("watch", False, "Evaluate each checkpoint as it appears, until training has ended.")
+FLAGS = flags.FLAGS
+
+
+def main():
+  experiment = Experiment.named(FLAGS.id, FLAGS.results, FLAGS.logs)
+  config = experiment.load_config()
+  if config.dataset != "imagenet":
+    raise UserError(f"experiment {FLAGS.id} is one of {config.dataset}, not of imagenet")
+  train_data = get_dataset(config, FLAGS.data_dir, "train")
+  validation_data = get_dataset(config, FLAGS.data_dir, "validation")
+  data = {"train_acc": (train_data, NUM_TRAIN_BATCHES), "valid_acc": (validation_data, None)}
+  step = None if FLAGS.ckpt_num == -1 else FLAGS.ckpt_num
+  evaluate_checkpoints(config, experiment, data, step, FLAGS.watch)
+
+
+if __name__ == "__main__":
+  run(main)

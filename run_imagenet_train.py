@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+"""Trains a ResNet or RevNet on ImageNet by synchronous SGD, on the GPUs of one machine or of several.
+
+./run_imagenet_train.py --model revnet-104
+./run_imagenet_train.py --restore --id EXPERIMENT
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before TensorFlow is loaded: warnings and worse only.
+
+from absl import flags
+
+from resnet.data import get_dataset
+from resnet.training.strategy import make_strategy
+from resnet.training.train_loop import train
+from resnet.utils.app import define_training_flags, run
+from resnet.utils.errors import UserError
+from resnet.utils.experiment import open_experiment
+
+define_training_flags(models="resnet/configs/imagenet_configs.py", results="./results/imagenet", num_gpu=4)
+flags.DEFINE_string("data_dir", "data/imagenet", "Folder of record files, or of TensorFlow Datasets.")
+flags.DEFINE_integer(
+  "num_pass", 1, "Forward and backward passes of each step, over which gradients are averaged.", lower_bound=1
+)
+FLAGS = flags.FLAGS
+
+
+def main():
+  experiment, config = open_experiment(FLAGS, "resnet-50")
+  if config.dataset != "imagenet":
+    raise UserError(f"{config.name} is a model for {config.dataset}; train it by run_cifar_train.py")
+  strategy = make_strategy(FLAGS.num_gpu, config.batch_size)
+  train_data = get_dataset(config, FLAGS.data_dir, "train")
+  train(config, experiment, strategy, train_data, {}, FLAGS.restore, FLAGS.max_num_steps, FLAGS.num_pass)
+
+
+if __name__ == "__main__":
+  run(main)
