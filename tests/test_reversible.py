@@ -201,7 +201,7 @@ def test_a_loop_has_the_ops_of_one_unit_whatever_the_depth():
       state = values(chain.non_trainable_variables)
       graphs = []
 
-      def traced(function, graphs=graphs):
+      def traced(function, graphs=graphs, streams=streams):
         function = tf.function(function)
         graphs.append(function.get_concrete_function(*streams).graph)
         return function
