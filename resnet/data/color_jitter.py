@@ -21,31 +21,30 @@ class Jitter(NamedTuple):
   contrast: tf.Tensor | float  # factor
 
 
-def draw_jitter(seed: tf.Tensor) -> Jitter:
-  """Uniform draws from the ranges of the inception preprocessing; `seed` is a [2] integer tensor."""
-  brightness, saturation, hue, contrast = tf.unstack(
-    tf.random.stateless_uniform([4], seed) * [64 / 255, 1.0, 0.4, 1.0] + [-32 / 255, 0.5, -0.2, 0.5]
-  )
-  return Jitter(brightness, saturation, hue, contrast)
+def jitter_from_uniform(draws: tf.Tensor) -> Jitter:
+  """[4] uniform draws from [0, 1), mapped to the ranges of the inception preprocessing."""
+  return Jitter(*tf.unstack(draws * [64 / 255, 1.0, 0.4, 1.0] + [-32 / 255, 0.5, -0.2, 0.5]))
 
 
 @tf.function(jit_compile=True, autograph=False)
-def flip_and_jitter(image: tf.Tensor, flip: tf.Tensor, jitter: Jitter, order: int) -> tf.Tensor:
+def mirror_and_jitter(image: tf.Tensor, jitter: Jitter, order: int, mirror: bool) -> tf.Tensor:
   """Mirrors, jitters the colours, clips and scales.
 
   Args:
-    image: [H, W, 3] float32, in 0..255 (bicubic interpolation may exceed that range).
-    flip: scalar bool, mirror left and right.
+    image: [H, W, 3], uint8 or float32, in 0..255 (bicubic interpolation may exceed that range).
     jitter: the draws.
     order: 0: brightness, saturation, hue, contrast; 1: brightness, contrast, saturation, hue. As in the original,
-      values are clipped once, at the end.
+      values are clipped once, at the end. Compiled for each, and for each value of `mirror`.
+    mirror: swap left and right first.
 
   Returns:
     [H, W, 3] float32, in [-1, 1].
   """
   # Channels first: each colour plane is then contiguous, and the loops over it are vectorised.
-  image = tf.transpose(image, [2, 0, 1]) / 255
-  image = tf.where(flip, image[:, :, ::-1], image) + jitter.brightness
+  image = tf.transpose(tf.cast(image, tf.float32), [2, 0, 1])
+  if mirror:
+    image = image[:, :, ::-1]
+  image = image * (1 / 255) + jitter.brightness
   if order == 0:
     image = _adjust_contrast(_adjust_saturation_and_hue(image, jitter), jitter)
   else:
@@ -74,7 +73,8 @@ def _adjust_saturation_and_hue(image: tf.Tensor, jitter: Jitter) -> tf.Tensor:
     (green - blue) * inverse,
     tf.where(value == green, 2 + (blue - red) * inverse, 4 + (red - green) * inverse),
   )
-  sixths = tf.math.floormod(sixths + 6 * jitter.hue, 6)
+  sixths += 6 * jitter.hue
+  sixths -= 6 * tf.floor(sixths / 6)  # tf.math.floormod would be a library call for every pixel
   spread = tf.where(value > 0, tf.minimum(jitter.saturation * spread, value), 0)
 
   def channel(trapezoid: tf.Tensor) -> tf.Tensor:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from resnet.data.color_jitter import NUM_ORDERS, draw_jitter, flip_and_jitter
+from resnet.data.color_jitter import NUM_ORDERS, jitter_from_uniform, mirror_and_jitter
 
 # The resize methods in the original's order. They sample with TensorFlow 1's convention, output pixel i at input
 # coordinate i * scale, which the weights in existing checkpoints were trained with; tf.image.resize samples at
@@ -81,7 +81,7 @@ def preprocess_for_evaluation(preprocessor: str, encoded: tf.Tensor, height: int
 def _inception_training(
   encoded: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, turn: tf.Tensor | int, height: int, width: int
 ) -> tf.Tensor:
-  crop_seed, flip_seed, jitter_seed = tf.unstack(tf.random.split(seed, 3))
+  crop_seed, draw_seed = tf.unstack(tf.random.split(seed, 2))
 
   def window(size: tf.Tensor) -> tf.Tensor:
     begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
@@ -97,18 +97,19 @@ def _inception_training(
     return tf.concat([begin[:2], extent[:2]], 0)
 
   crop = _decode_window(encoded, window)
-  flip = _coin(flip_seed)
-  jitter = draw_jitter(jitter_seed)
+  draws = tf.random.stateless_uniform([5], draw_seed)
+  jitter = jitter_from_uniform(draws[1:])
 
-  def branch(number: int) -> Callable[[], tf.Tensor]:
+  def branch(method: int, mirror: bool) -> Callable[[], tf.Tensor]:
     def resize_and_jitter() -> tf.Tensor:
-      resized = _resize(crop, number, height, width)
-      return flip_and_jitter(resized, flip, jitter, order=number % NUM_ORDERS)
+      return mirror_and_jitter(_resize(crop, method, height, width), jitter, method % NUM_ORDERS, mirror)
 
     return resize_and_jitter
 
-  branches = [branch(number) for number in range(len(RESIZE_METHODS))]
-  return tf.ensure_shape(tf.switch_case(tf.cast(turn % len(branches), tf.int32), branches), [height, width, 3])
+  methods = range(len(RESIZE_METHODS))
+  branches = [branch(method, mirror) for mirror in (False, True) for method in methods]
+  number = tf.cast(turn % len(methods), tf.int32) + tf.where(draws[0] < 0.5, len(methods), 0)
+  return tf.ensure_shape(tf.switch_case(number, branches), [height, width, 3])
 
 
 def _inception_evaluation(encoded: tf.Tensor, height: int, width: int) -> tf.Tensor:
@@ -118,24 +119,23 @@ def _inception_evaluation(encoded: tf.Tensor, height: int, width: int) -> tf.Ten
     return tf.concat([begin, size - 2 * begin], 0)
 
   crop = _decode_window(encoded, window)
-  return _resize(crop, 0, height, width) / 127.5 - 1
+  return tf.ensure_shape(_resize(crop, 0, height, width) / 127.5 - 1, [height, width, 3])
 
 
 def _vgg_training(encoded: tf.Tensor, seed: tf.Tensor, height: int, width: int) -> tf.Tensor:
-  side_seed, offset_seed, flip_seed = tf.unstack(tf.random.split(seed, 3))
+  side_seed, draw_seed = tf.unstack(tf.random.split(seed, 2))
   shortest, longest = VGG_SIDE_RANGE
   side = tf.random.stateless_uniform([], side_seed, shortest, longest + 1, tf.int32)
-  image = _vgg_crop(encoded, side, tf.random.stateless_uniform([2], offset_seed), height, width)
-  return tf.cond(_coin(flip_seed), lambda: tf.reverse(image, [1]), lambda: image)
+  draws = tf.random.stateless_uniform([3], draw_seed)
+  image = _vgg_crop(encoded, side, draws[1:], height, width)
+  return tf.cond(draws[0] < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
 
 
 def _vgg_evaluation(encoded: tf.Tensor, height: int, width: int) -> tf.Tensor:
   return _vgg_crop(encoded, tf.constant(VGG_EVALUATION_SIDE), tf.constant([0.5, 0.5]), height, width)
 
 
-def _vgg_crop(
-  encoded: tf.Tensor, side: tf.Tensor, position: tf.Tensor, height: int, width: int
-) -> tf.Tensor:
+def _vgg_crop(encoded: tf.Tensor, side: tf.Tensor, position: tf.Tensor, height: int, width: int) -> tf.Tensor:
   """Scales the shorter side to `side` pixels, bilinearly, and crops; decodes and scales only what the crop shows.
 
   Args:
@@ -200,10 +200,5 @@ def _decode_size(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _resize(image: tf.Tensor, method: int, height: int, width: int) -> tf.Tensor:
-  """[h, w, 3] uint8 to [height, width, 3] float32, in 0..255."""
-  resized = RESIZE_METHODS[method](images=image[tf.newaxis], size=[height, width])
-  return tf.cast(resized[0], tf.float32)
-
-
-def _coin(seed: tf.Tensor) -> tf.Tensor:
-  return tf.random.stateless_uniform([], seed) < 0.5
+  """[h, w, 3] uint8 to [height, width, 3], in 0..255: float32, or uint8 from the nearest neighbour."""
+  return RESIZE_METHODS[method](images=image[tf.newaxis], size=[height, width])[0]

@@ -91,7 +91,9 @@ class ImagenetDataset:
         is truncated.
     """
     if self._config.batch_size % num_shards:
-      raise UserError(f"batch_size must be a multiple of the {num_shards} workers, got {self._config.batch_size}")
+      raise UserError(
+        f"batch_size must be a multiple of the {num_shards} workers, got {self._config.batch_size}"
+      )
     if not 0 <= shard < num_shards:
       raise ValueError(f"shard must be in [0, {num_shards}), got {shard}")
     share = self._config.batch_size // num_shards
