@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from resnet.data.record_files import RecordFiles, record_offsets
+from resnet.data.record_files import HEADER_BYTES, RecordFiles, record_offsets
 from resnet.utils.errors import UserError
 
 _FILE_BITS = 32  # a position is file * 2**32 + record, both counted from 0
@@ -97,13 +97,19 @@ class RecordTracker:
         offsets = list(record_offsets(path))
       except UserError as truncated:
         return str(truncated)
-      if match and int(match[1]) in offsets:
-        record = offsets.index(int(match[1]))
-        try:
-          next(iter(tf.data.TFRecordDataset(path).skip(record)))
-        except tf.errors.DataLossError:
+      damaged = int(match[1]) if match else -1
+      for record, offset in enumerate(offsets):
+        if damaged in (offset, offset + HEADER_BYTES) and not _is_readable(path, record):
           return f"{path} is damaged at record {record}: its checksum is wrong"
     return None
+
+
+def _is_readable(path: str, record: int) -> bool:
+  try:
+    next(iter(tf.data.TFRecordDataset(path).skip(record)))
+  except tf.errors.DataLossError:
+    return False
+  return True
 
 
 def _first_line(error: tf.errors.OpError) -> str:

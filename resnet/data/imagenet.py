@@ -104,10 +104,10 @@ class ImagenetDataset:
     def records_of(epoch: tf.Tensor) -> tf.data.Dataset:
       return self._shuffled_records(epoch, num_shards, shard)
 
-    records = records_of(tf.constant(epoch, tf.int64)).skip(skipped)
+    first = tf.data.Dataset.range(epoch, epoch + 1).flat_map(records_of).skip(skipped)
     later = tf.data.Dataset.range(epoch + 1, tf.int64.max).flat_map(records_of)
     return _finish(
-      records.concatenate(later)
+      first.concatenate(later)
       .map(self._training_example, num_parallel_calls=tf.data.AUTOTUNE)
       .batch(share, drop_remainder=True)
     )
@@ -144,7 +144,10 @@ class ImagenetDataset:
     )
 
   def _shuffled_records(self, epoch: tf.Tensor, num_shards: int, shard: int) -> tf.data.Dataset:
-    """(epoch, position, serialized record) of this worker, in the epoch's order."""
+    """(epoch, position, serialized record) of this worker, in the epoch's order; runs in a dataset's function."""
+    # Shuffling mixes in the seed of the graph, here that of this function alone, which otherwise is the global one.
+    assert not tf.executing_eagerly()
+    tf.random.set_seed(self._config.seed)
     seed = tf.stack([tf.constant(self._config.seed, tf.int64), epoch])
     files = tf.range(len(self._files.paths), dtype=tf.int64)
     by_file = self._shard_by_file(num_shards)
@@ -193,7 +196,9 @@ class ImagenetDataset:
   def _parse(self, position: tf.Tensor, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     encoded, label, boxes = self._files.parse(self._tracker.begin(position, serialized))
     # On the CPU, indexing out of bounds is an error: the cheapest check there is.
-    return encoded, tf.gather(tf.range(self._config.num_classes), label), boxes
+    label = tf.gather(tf.range(self._config.num_classes), label)
+    with tf.control_dependencies([label]):
+      return tf.identity(encoded), label, boxes
 
 
 def _check(config: Config) -> None:

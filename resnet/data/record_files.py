@@ -21,7 +21,7 @@ import tensorflow as tf
 from resnet.utils.errors import UserError
 
 # A record: its length (8 bytes, little endian), a checksum of that (4), the data, a checksum of them (4).
-_HEADER_BYTES = 12
+HEADER_BYTES = 12
 _FOOTER_BYTES = 4
 
 # Maps a serialized record to its encoded picture (scalar string), label counted from 0 (scalar int32) and boxes
@@ -104,9 +104,9 @@ def record_offsets(path: str) -> Iterator[int]:
     size = os.fstat(file.fileno()).st_size
     offset = index = 0
     while offset < size:
-      header = os.pread(file.fileno(), _HEADER_BYTES, offset)
-      length = struct.unpack("<Q", header[:8])[0] if len(header) == _HEADER_BYTES else size
-      end = offset + _HEADER_BYTES + length + _FOOTER_BYTES
+      header = os.pread(file.fileno(), HEADER_BYTES, offset)
+      length = struct.unpack("<Q", header[:8])[0] if len(header) == HEADER_BYTES else size
+      end = offset + HEADER_BYTES + length + _FOOTER_BYTES
       if end > size:
         raise UserError(f"{path} is truncated or damaged at record {index}: the file ends within it")
       yield offset

@@ -77,7 +77,7 @@ def _from_tar(path: pathlib.Path) -> Iterator[tuple[str, Box]]:
       file = tar.extractfile(member) if member.isfile() and member.name.endswith(".xml") else None
       if file:
         yield from _from_xml(file, os.path.basename(member.name), f"{path}: {member.name}")
-      tar.members = []  # tarfile remembers every member
+      tar.members = []  # type: ignore[attr-defined]  # half a million of them are better forgotten
 
 
 def _from_xml(file: IO[bytes], name: str, shown: str) -> Iterator[tuple[str, Box]]:

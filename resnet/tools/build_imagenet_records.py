@@ -20,7 +20,7 @@ import os
 import pathlib
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import tensorflow as tf
 import tqdm
@@ -75,7 +75,7 @@ def main() -> None:
       raise UserError(f"--train_dir={FLAGS.train_dir} must hold one folder or tar for each class")
   if FLAGS.validation_dir:
     splits["validation"] = (_validation_pictures(FLAGS), FLAGS.validation_shards)
-  classes = _read_classes(FLAGS.labels_file, splits.get("train", splits.get("validation"))[0])
+  classes = _read_classes(FLAGS.labels_file, next(iter(splits.values()))[0])
   boxes = read_boxes(FLAGS.bounding_boxes) if FLAGS.bounding_boxes else {}
   os.makedirs(FLAGS.output_dir, exist_ok=True)
   shards = [
@@ -140,7 +140,7 @@ def _boxes_of(shard: Shard, boxes: dict[str, list[Box]]) -> dict[str, list[Box]]
 
 
 def _run_all(
-  tasks: list[Callable[[], tuple[int, list[str]]]], num_workers: int
+  tasks: Sequence[Callable[[], tuple[int, list[str]]]], num_workers: int
 ) -> Iterator[tuple[int, list[str]]]:
   """The results of `tasks`, in the order in which they are done."""
   if num_workers == 1 or len(tasks) < 2:

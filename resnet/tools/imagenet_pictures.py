@@ -117,7 +117,7 @@ def _in_tar(file: BinaryIO, path: str, synset: str) -> Iterator[Picture]:
         yield Picture(
           synset or os.path.basename(folder).strip("."), name, path, member.offset_data, member.size
         )
-      tar.members = []  # tarfile remembers every member, 1.2 million of them here
+      tar.members = []  # type: ignore[attr-defined]  # 1.2 million of them are better forgotten
 
 
 def _is_picture(name: str) -> bool:
