@@ -38,7 +38,8 @@ def cmyk_jpeg(cyan: int, magenta: int, yellow: int, black: int, size: int = 16) 
         bits += format(difference if difference > 0 else difference + (1 << length) - 1, f"0{length}b")
       bits += "0"
   bits += "1" * (-len(bits) % 8)
-  scan = bytes(int(bits[start : start + 8], 2) for start in range(0, len(bits), 8)).replace(b"\xff", b"\xff\x00")
+  scan = bytes(int(bits[start : start + 8], 2) for start in range(0, len(bits), 8))
+  scan = scan.replace(b"\xff", b"\xff\x00")
   components = range(1, 5)
   return b"".join(
     [
@@ -81,7 +82,7 @@ def write_records(path: pathlib.Path, records: list[bytes]) -> None:
 
 
 def write_classic(folder: pathlib.Path, split: str = "train", counts=(3, 2, 4, 2)) -> int:
-  """Record files of so many examples each, labels 1, 2, 3, ... in order; returns how many examples there are."""
+  """Record files of so many examples each, labelled 1, 2, 3, ... in order; returns the number of examples."""
   folder.mkdir(exist_ok=True)
   label = 0
   for index, count in enumerate(counts):

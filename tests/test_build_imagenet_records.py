@@ -42,7 +42,8 @@ def build(output: pathlib.Path, **arguments) -> None:
   defaults = {"train_shards": 2, "validation_shards": 2, "num_workers": 1}
   with flagsaver.flagsaver():
     flags.FLAGS(
-      ["build", f"--output_dir={output}"] + [f"--{key}={value}" for key, value in (defaults | arguments).items()]
+      ["build", f"--output_dir={output}"]
+      + [f"--{key}={value}" for key, value in (defaults | arguments).items()]
     )
     build_imagenet_records.main()
 
@@ -115,7 +116,10 @@ def test_records_are_the_classic_ones(source):
 def test_png_and_cmyk_become_rgb_jpeg(source):
   build(source / "out", train_dir=source / "train")
   examples = by_name(source / "out")
-  for name, original in (("n02105855_6.JPEG", picture(6)), ("n02105855_7.JPEG", np.full([16, 16, 3], [200, 100, 43]))):
+  for name, original in (
+    ("n02105855_6.JPEG", picture(6)),
+    ("n02105855_7.JPEG", np.full([16, 16, 3], [200, 100, 43])),
+  ):
     encoded = value(examples[name], "encoded")
     assert tf.io.is_jpeg(encoded)
     np.testing.assert_array_equal(tf.io.extract_jpeg_shape(encoded), original.shape)
@@ -179,7 +183,9 @@ def test_restart_keeps_finished_files(source, monkeypatch):
   written = []
   write_shard = imagenet_shards.write_shard
   monkeypatch.setattr(
-    build_imagenet_records, "write_shard", lambda shard, boxes: written.append(shard.path) or write_shard(shard, boxes)
+    build_imagenet_records,
+    "write_shard",
+    lambda shard, boxes: written.append(shard.path) or write_shard(shard, boxes),
   )
   build(output, train_dir=source / "train")
   assert written == [str(lost)]
@@ -210,8 +216,14 @@ def test_a_bad_picture_is_skipped_and_told(source, capsys):
     ({}, "nothing to do: give --train_dir or --validation_dir"),
     ({"train_dir": "nowhere"}, "cannot read nowhere: No such file"),
     ({"train_dir": "{source}/empty"}, "no pictures in .*empty; expected class folders"),
-    ({"train_dir": "{source}/train", "train_shards": 10}, "10 train files for 9 pictures; lower --train_shards"),
-    ({"train_dir": "{source}/train", "labels_file": "{source}/one"}, "2 classes without a label, such as 'n01443537'"),
+    (
+      {"train_dir": "{source}/train", "train_shards": 10},
+      "10 train files for 9 pictures; lower --train_shards",
+    ),
+    (
+      {"train_dir": "{source}/train", "labels_file": "{source}/one"},
+      "2 classes without a label, such as 'n01443537'",
+    ),
     ({"train_dir": "{source}/train", "bounding_boxes": "{source}/one"}, "one, line 1: expected filename,xmin"),
     ({"train_dir": "{source}/one"}, "one is no intact tar file"),
     ({"train_dir": "{source}/train/n01440764"}, "must hold one folder or tar for each class"),

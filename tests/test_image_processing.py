@@ -45,7 +45,12 @@ def test_jitter_covers_the_ranges_of_inception():
 
 @pytest.mark.parametrize("preprocessor", ["inception", "vgg"])
 def test_same_pixels_eagerly_and_in_a_dataset(preprocessor):
-  encoded = [jpeg(0, 300, 340), jpeg(1, 280, 270), tf.io.encode_png(picture(2, 290, 300)).numpy(), jpeg(3, 20, 30)]
+  encoded = [
+    jpeg(0, 300, 340),
+    jpeg(1, 280, 270),
+    tf.io.encode_png(picture(2, 290, 300)).numpy(),
+    jpeg(3, 20, 30),
+  ]
   boxes = tf.constant([[0.2, 0.1, 0.9, 0.8], [0.4, 0.4, 0.6, 0.6]])
 
   def both(index, data):
@@ -172,5 +177,3 @@ def test_damaged_pictures_are_errors(data):
     training(data, boxes=tf.constant([[0.0, 0.0, 1.0, 1.0]]))
   with pytest.raises(tf.errors.InvalidArgumentError):
     preprocess_for_evaluation("inception", data, 8, 8)
-
-

@@ -185,7 +185,9 @@ def test_batch_that_does_not_divide(folder):
 def spoil(folder, record):
   """Four files of three examples, the second record of the third file being `record`."""
   write_classic(folder, counts=(3, 3, 3, 3))
-  write_records(folder / "train-00002-of-00004", [classic_example(jpeg(1), 1), record, classic_example(jpeg(2), 2)])
+  write_records(
+    folder / "train-00002-of-00004", [classic_example(jpeg(1), 1), record, classic_example(jpeg(2), 2)]
+  )
 
 
 @pytest.mark.parametrize(
@@ -207,8 +209,7 @@ def test_a_bad_record_is_named(tmp_path, record, reason, mode):
     pytest.raises(UserError, match=rf"train-00002-of-00004, record 1: {reason}") as caught,
     dataset.data_errors(),
   ):
-    for _ in range(2):  # a crop may by chance end before the damage; two epochs are enough here
-      list(batches)
+    list(batches)
   assert "\n" not in str(caught.value)
 
 

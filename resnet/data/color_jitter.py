@@ -1,8 +1,8 @@
 """The colour jitter of "inception" training, as one compiled pass over the pixels.
 
-Mathematically `tf.image.adjust_brightness`, `adjust_saturation`, `adjust_hue` and `adjust_contrast` one after the
-other. Those four kernels and the clipping would take longer than decoding the picture; XLA fuses the formulas
-below, written without branches, into loops that take about a quarter of that time.
+Mathematically `tf.image.adjust_brightness`, `adjust_saturation`, `adjust_hue` and `adjust_contrast` one after
+the other. Those four kernels and the clipping would take longer than decoding the picture; XLA fuses the
+formulas below, written without branches, into loops that take about a quarter of that time.
 """
 
 from typing import NamedTuple
@@ -33,8 +33,8 @@ def mirror_and_jitter(image: tf.Tensor, jitter: Jitter, order: int, mirror: bool
   Args:
     image: [H, W, 3], uint8 or float32, in 0..255 (bicubic interpolation may exceed that range).
     jitter: the draws.
-    order: 0: brightness, saturation, hue, contrast; 1: brightness, contrast, saturation, hue. As in the original,
-      values are clipped once, at the end. Compiled for each, and for each value of `mirror`.
+    order: 0: brightness, saturation, hue, contrast; 1: brightness, contrast, saturation, hue. As in the
+      original, values are clipped once, at the end. Compiled for each, and for each value of `mirror`.
     mirror: swap left and right first.
 
   Returns:
@@ -60,9 +60,9 @@ def _adjust_contrast(image: tf.Tensor, jitter: Jitter) -> tf.Tensor:
 def _adjust_saturation_and_hue(image: tf.Tensor, jitter: Jitter) -> tf.Tensor:
   """Both at once in hue, saturation and value; [3, H, W] to [3, H, W].
 
-  With V the largest and C = V - min the spread of a pixel's channels, saturation is C / V. Scaling it, at most to 1,
-  makes the spread min(factor * C, V), and 0 where V <= 0 (brightness may have pushed a pixel below black). Every
-  channel then is V - spread * (1 - t), t being a trapezoid of the rotated hue.
+  With V the largest and C = V - min the spread of a pixel's channels, saturation is C / V. Scaling it, at most
+  to 1, makes the spread min(factor * C, V), and 0 where V <= 0 (brightness may have pushed a pixel below
+  black). Every channel then is V - spread * (1 - t), t being a trapezoid of the rotated hue.
   """
   red, green, blue = tf.unstack(image)
   value = tf.maximum(tf.maximum(red, green), blue)

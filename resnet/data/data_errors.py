@@ -1,8 +1,9 @@
 """Which record is to blame when reading a data set fails.
 
-TensorFlow's error says that a picture could not be decoded, not which. So every example, before it is parsed, enters its
-position into a table, and leaves it once it is an image: after an error the table holds the record that failed and the
-few that other threads were working on. Those are read again, one by one. Costs a few microseconds an image.
+TensorFlow's error says that a picture could not be decoded, not which. So every example, before it is parsed,
+enters its position into a table, and leaves it once it is an image: after an error the table holds the record
+that failed and the few that other threads were working on. Those are read again, one by one. Costs a few
+microseconds an image.
 """
 
 import contextlib

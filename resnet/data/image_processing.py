@@ -1,16 +1,17 @@
 """Encoded photographs to network input: the "inception" and "vgg" preprocessing of ImageNet.
 
-Pure functions: what is random depends on a stateless seed alone, so the same example with the same seed gives the
-same pixels, eagerly or in a graph. A file that is called JPEG but is a PNG decodes too (ImageNet has one), and so does
-a JPEG in CMYK (ImageNet has 22), which the decoder converts to RGB.
+Pure functions: what is random depends on a stateless seed alone, so the same example with the same seed gives
+the same pixels, eagerly or in a graph. A file that is called JPEG but is a PNG decodes too (ImageNet has one),
+and so does a JPEG in CMYK (ImageNet has 22), which the decoder converts to RGB.
 
-inception, training (Szegedy et al. 2015, as the original code does it): crop a random part of the picture that covers
-at least 0.1 of an annotated box, resize it whatever its aspect, mirror half of them, jitter the colours, clip, scale to
-[-1, 1]. Evaluation: central 0.875 of each side, bilinear resize, scale to [-1, 1].
+inception, training (Szegedy et al. 2015, as the original code does it): crop a random part of the picture that
+covers at least 0.1 of an annotated box, resize it whatever its aspect, mirror half of them, jitter the colours,
+clip, scale to [-1, 1]. Evaluation: central 0.875 of each side, bilinear resize, scale to [-1, 1].
 
-vgg, training (Simonyan & Zisserman 2015, section 3.1): scale the shorter side to a length drawn from 256-480 pixels,
-crop at random, mirror half of them. Evaluation: shorter side 256 pixels, centre crop. Pixels stay in 0..255 less the
-mean colour of ImageNet's training pictures. The original's configurations name this preprocessor, its code has none.
+vgg, training (Simonyan & Zisserman 2015, section 3.1): scale the shorter side to a length drawn from 256-480
+pixels, crop at random, mirror half of them. Evaluation: shorter side 256 pixels, centre crop. Pixels stay in
+0..255 less the mean colour of ImageNet's training pictures. The original's configurations name this
+preprocessor, its code has none.
 """
 
 from collections.abc import Callable
@@ -19,9 +20,9 @@ import tensorflow as tf
 
 from resnet.data.color_jitter import NUM_ORDERS, jitter_from_uniform, mirror_and_jitter
 
-# The resize methods in the original's order. They sample with TensorFlow 1's convention, output pixel i at input
-# coordinate i * scale, which the weights in existing checkpoints were trained with; tf.image.resize samples at
-# (i + 0.5) * scale - 0.5 and uses another bicubic kernel.
+# The resize methods in the original's order. They sample with TensorFlow 1's convention, output pixel i at
+# input coordinate i * scale, which the weights in existing checkpoints were trained with; tf.image.resize
+# samples at (i + 0.5) * scale - 0.5 and uses another bicubic kernel.
 RESIZE_METHODS: tuple[Callable[..., tf.Tensor], ...] = (
   tf.raw_ops.ResizeBilinear,
   tf.raw_ops.ResizeNearestNeighbor,
@@ -50,11 +51,11 @@ def preprocess_for_training(
   Args:
     preprocessor: "inception" or "vgg".
     encoded: scalar string, the JPEG (or PNG) file.
-    boxes: [N, 4] float32, annotated objects as ymin, xmin, ymax, xmax in [0, 1]; N may be 0: the whole image. Only
-      inception looks at them.
+    boxes: [N, 4] float32, annotated objects as ymin, xmin, ymax, xmax in [0, 1]; N may be 0: the whole image.
+      Only inception looks at them.
     seed: [2] integers; everything random follows from it.
-    turn: scalar integer. inception takes its four resize methods and two colour orders in turn: method turn % 4, order
-      turn % 2 (the original numbers its reading threads and uses a thread's number).
+    turn: scalar integer. inception takes its four resize methods and two colour orders in turn: method
+      turn % 4, order turn % 2 (the original numbers its reading threads and uses a thread's number).
     height: of the result, pixels.
     width: of the result, pixels.
 
@@ -136,7 +137,7 @@ def _vgg_evaluation(encoded: tf.Tensor, height: int, width: int) -> tf.Tensor:
 
 
 def _vgg_crop(encoded: tf.Tensor, side: tf.Tensor, position: tf.Tensor, height: int, width: int) -> tf.Tensor:
-  """Scales the shorter side to `side` pixels, bilinearly, and crops; decodes and scales only what the crop shows.
+  """Scales the shorter side to `side` pixels, bilinearly, and crops; decodes and scales only what is shown.
 
   Args:
     encoded: scalar string.
@@ -174,8 +175,8 @@ def _vgg_crop(encoded: tf.Tensor, side: tf.Tensor, position: tf.Tensor, height: 
 def _decode_window(encoded: tf.Tensor, window: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
   """Decodes a part of the picture; [h, w, 3] uint8.
 
-  `window` maps the picture's size, [2] int32 height and width, to [4] int32: top, left, height, width. Of a JPEG
-  only that part is decoded.
+  `window` maps the picture's size, [2] int32 height and width, to [4] int32: top, left, height, width. Of a
+  JPEG only that part is decoded.
   """
 
   def from_jpeg() -> tf.Tensor:

@@ -28,8 +28,8 @@ class ImagenetDataset:
 
   Args:
     config: gives image size, preprocessor, batch sizes, number of classes and seed.
-    data_dir: folder of classic record files (`train-00000-of-01024`), or of an imagenet2012 prepared by TensorFlow
-      Datasets, which has no bounding boxes.
+    data_dir: folder of classic record files (`train-00000-of-01024`), or of an imagenet2012 prepared by
+      TensorFlow Datasets, which has no bounding boxes.
     split: "train" or "validation".
 
   Raises:
@@ -48,8 +48,8 @@ class ImagenetDataset:
 
   @property
   def num_examples(self) -> int:
-    """Examples in the split. TensorFlow Datasets notes it down; classic files are counted at the first use, which
-    reads the header of every record (seconds to a minute for all of ImageNet).
+    """Examples in the split. TensorFlow Datasets notes it down; classic files are counted at the first use,
+    which reads the header of every record (on a fast disk, seconds for all of ImageNet).
 
     Raises:
       UserError: a record file is truncated; names it.
@@ -59,24 +59,26 @@ class ImagenetDataset:
   def data_errors(self) -> contextlib.AbstractContextManager[None]:
     """Use around taking batches: `with dataset.data_errors(): batch = next(batches)`.
 
-    A damaged record file, a damaged picture or an impossible label then is a UserError that names the file and the
-    record in it, counted from 0. Errors that no record is to blame for pass unchanged.
+    A damaged record file, a damaged picture or an impossible label then is a UserError that names the file and
+    the record in it, counted from 0. Errors that no record is to blame for pass unchanged.
     """
     return self._tracker.errors()
 
   def training_batches(self, start_step: int, num_shards: int = 1, shard: int = 0) -> tf.data.Dataset:
     """Endless batches for training, shuffled anew in each epoch.
 
-    Element k is worker `shard`'s share of the batch of step start_step + k. It is a function of the configuration's
-    seed, the files, start_step + k, num_shards and shard alone: a run that is stopped and resumed sees the same
-    images, identical to the bit, as one that is not, however many threads read and decode. Workers see disjoint
-    parts of the data: files shard, shard + num_shards, ..., or examples chosen likewise where there are fewer files
-    than workers. A worker's epoch is one pass over its part; batches may span two epochs. An example's distortion
-    depends on the seed, the epoch and its record, not on who reads it when; its resize method and colour order
-    advance by one from each epoch to the next and from each record of a file to the next.
+    Element k is worker `shard`'s share of the batch of step start_step + k. It is a function of the
+    configuration's seed, the files, start_step + k, num_shards and shard alone: a run that is stopped and
+    resumed sees the same images, identical to the bit, as one that is not, however many threads read and
+    decode. Workers see disjoint parts of the data: files shard, shard + num_shards, ..., or examples chosen
+    likewise where there are fewer files than workers. A worker's epoch is one pass over its part; batches may
+    span two epochs. An example's distortion depends on the seed, the epoch and its record, not on who reads it
+    when; its resize method and colour order advance by one from each epoch to the next and from each record of
+    a file to the next.
 
-    An epoch: the files in random order, 16 at a time interleaved, then a shuffle buffer. Resuming within an epoch
-    reads past its earlier records without decoding them, for ImageNet up to 140 GB at the speed of the disk.
+    An epoch: the files in random order, 16 at a time interleaved, then a shuffle buffer. Resuming within an
+    epoch reads past its earlier records without decoding them, for ImageNet up to 140 GB at the speed of the
+    disk.
 
     Args:
       start_step: the step, from 0, that the first batch is for.
@@ -144,8 +146,9 @@ class ImagenetDataset:
     )
 
   def _shuffled_records(self, epoch: tf.Tensor, num_shards: int, shard: int) -> tf.data.Dataset:
-    """(epoch, position, serialized record) of this worker, in the epoch's order; runs in a dataset's function."""
-    # Shuffling mixes in the seed of the graph, here that of this function alone, which otherwise is the global one.
+    """(epoch, position, serialized record) of this worker, in the epoch's order."""
+    # Shuffling mixes in the seed of the graph, here that of a dataset's function, which otherwise is the
+    # global one.
     assert not tf.executing_eagerly()
     tf.random.set_seed(self._config.seed)
     seed = tf.stack([tf.constant(self._config.seed, tf.int64), epoch])

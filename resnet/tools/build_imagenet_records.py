@@ -4,13 +4,13 @@ python -m resnet.tools.build_imagenet_records --train_dir=ILSVRC2012_img_train.t
   --validation_dir=ILSVRC2012_img_val.tar --validation_labels=synsets_of_validation.txt \\
   --bounding_boxes=ILSVRC2012_bbox_train_v2.tar.gz --output_dir=data/imagenet
 
-Writes `train-00000-of-01024`, ... and `validation-00000-of-00128`, ... of tf.train.Example, pictures in random order,
-with the features image/encoded (an RGB or grayscale JPEG), image/height, image/width, image/colorspace,
-image/channels, image/format, image/filename, image/class/label (1..1000), image/class/synset, image/class/text and
-image/object/bbox/{xmin,ymin,xmax,ymax,label}.
+Writes `train-00000-of-01024`, ... and `validation-00000-of-00128`, ... of tf.train.Example, pictures in random
+order, with the features image/encoded (an RGB or grayscale JPEG), image/height, image/width, image/colorspace,
+image/channels, image/format, image/filename, image/class/label (1..1000), image/class/synset, image/class/text
+and image/object/bbox/{xmin,ymin,xmax,ymax,label}.
 
-May be interrupted and started again: finished files are kept. A picture that cannot be read is reported and left out,
-and noted in a file beside the records, `train-00007-of-01024.skipped`; the exit status then is 1.
+May be interrupted and started again: finished files are kept. A picture that cannot be read is reported and
+left out, and noted in a file beside the records, `train-00007-of-01024.skipped`; the exit status then is 1.
 """
 
 import concurrent.futures
@@ -44,8 +44,8 @@ flags.DEFINE_string("output_dir", None, "Folder for the record files; made if ne
 flags.DEFINE_string(
   "labels_file",
   None,
-  "Text file of the classes in the order of their labels, a line each: the synset and, if wanted, its name in words. "
-  "None: the training folder's synsets in alphabetical order, which is the usual labelling.",
+  "Text file of the classes in the order of their labels, a line each: the synset and, if wanted, its name in "
+  "words. None: the training folder's synsets in alphabetical order, which is the usual labelling.",
 )
 flags.DEFINE_string(
   "validation_labels", None, "Text file of the validation pictures' synsets, a line for each picture by name."
@@ -53,7 +53,7 @@ flags.DEFINE_string(
 flags.DEFINE_string(
   "bounding_boxes",
   None,
-  "CSV file of filename,xmin,ymin,xmax,ymax in relative coordinates, or a folder or tar file of PASCAL VOC XML.",
+  "CSV file of filename,xmin,ymin,xmax,ymax in relative coordinates, or folder or tar file of PASCAL VOC XML.",
 )
 flags.DEFINE_integer("train_shards", 1024, "Number of training record files.", lower_bound=1, upper_bound=99999)
 flags.DEFINE_integer(
@@ -118,7 +118,7 @@ def plan_shards(
 
 
 def build(shards: list[Shard], boxes: dict[str, list[Box]], num_workers: int) -> None:
-  """Writes the shards that are not there yet, in `num_workers` processes; reports bad pictures as it meets them."""
+  """Writes the shards that are not there yet, in `num_workers` processes, and reports bad pictures."""
   total = sum(len(shard.pictures) for shard in shards)
   with tqdm.tqdm(total=total, unit=" pictures", smoothing=0.05) as bar:
     missing = []
@@ -170,7 +170,8 @@ def _validation_pictures(FLAGS: flags.FlagValues) -> list[Picture]:
   if pictures[0].synset:
     return pictures
   if not FLAGS.validation_labels:
-    raise UserError(f"the pictures in {FLAGS.validation_dir} are not sorted by class; give --validation_labels")
+    folder = FLAGS.validation_dir
+    raise UserError(f"the pictures in {folder} are not sorted by class; give --validation_labels")
   return with_labels(pictures, FLAGS.validation_labels)
 
 
@@ -199,7 +200,7 @@ def _summarize(shards: list[Shard]) -> None:
   print(f"{total - skipped} pictures in {len(shards)} record files in {folder}")
   if skipped:
     raise UserError(
-      f"{skipped} of {total} pictures were skipped; {folder}/*.skipped name them. To try them again, delete the "
+      f"{skipped} of {total} pictures were skipped; {folder}/*.skipped name them. To try again, delete the "
       "record files of that name and start again"
     )
 

@@ -37,8 +37,8 @@ def list_pictures(source: str | os.PathLike) -> list[Picture]:
   """All pictures of a split, sorted by class and name.
 
   Args:
-    source: a folder or tar file with one folder or tar file for each class (`n01440764/`, `n01440764.tar`, as in
-      ILSVRC2012_img_train.tar), or with the pictures themselves, which then have no class
+    source: a folder or tar file with one folder or tar file for each class (`n01440764/`, `n01440764.tar`, as
+      in ILSVRC2012_img_train.tar), or with the pictures themselves, which then have no class
       (ILSVRC2012_img_val.tar).
 
   Raises:
@@ -103,7 +103,7 @@ def _in_folder(folder: pathlib.Path) -> Iterator[Picture]:
 
 
 def _in_tar(file: BinaryIO, path: str, synset: str) -> Iterator[Picture]:
-  """Pictures of the tar that starts at the file's position: the file itself or, recursively, a tar within it."""
+  """Pictures of the tar at the file's position: the whole file or, recursively, a tar within it."""
   with tarfile.TarFile(fileobj=file, mode="r") as tar:
     for member in tar:
       if not member.isfile():

@@ -55,7 +55,7 @@ def write_shard(shard: Shard, boxes: dict[str, list[Box]]) -> tuple[int, list[st
 
 
 def _rgb_jpeg(encoded: bytes) -> tuple[bytes, int, int]:
-  """The picture as RGB or grayscale JPEG, its height and its width in pixels; decodes it, to be sure that it can be.
+  """The picture as RGB or grayscale JPEG, its height and width in pixels; decoded once, to be sure that it can.
 
   Raises:
     tf.errors.InvalidArgumentError: it cannot.
