@@ -18,15 +18,18 @@ from resnet.utils.app import define_training_flags, run
 from resnet.utils.errors import UserError
 from resnet.utils.experiment import open_experiment
 
-define_training_flags(models="resnet/configs/cifar_configs.py", results="./results/cifar", num_gpu=None)
-flags.DEFINE_enum(
-  "dataset", None, ["cifar-10", "cifar-100", "digits"], "Dataset. Default: the configuration's, cifar-10."
-)
-flags.DEFINE_string(
-  "data_dir", "data", "Folder of TensorFlow Datasets; CIFAR is downloaded to it on first use."
-)
-flags.DEFINE_bool("validation", None, "Hold out a tenth of the training images, and evaluate on it.")
 FLAGS = flags.FLAGS
+
+
+def define_flags():
+  define_training_flags(models="resnet/configs/cifar_configs.py", results="./results/cifar", num_gpu=None)
+  flags.DEFINE_enum(
+    "dataset", None, ["cifar-10", "cifar-100", "digits"], "Dataset. Default: the configuration's, cifar-10."
+  )
+  flags.DEFINE_string(
+    "data_dir", "data", "Folder of TensorFlow Datasets; CIFAR is downloaded to it on first use."
+  )
+  flags.DEFINE_bool("validation", None, "Hold out a tenth of the training images, and evaluate on it.")
 
 
 def main():
@@ -50,4 +53,5 @@ def main():
 
 
 if __name__ == "__main__":
+  define_flags()
   run(main)

@@ -19,15 +19,18 @@ from resnet.utils.experiment import Experiment
 
 NUM_TRAIN_BATCHES = 100  # of the training images, that train_acc.csv is measured on
 
-flags.DEFINE_string("id", None, "Experiment ID.", required=True)
-flags.DEFINE_integer("ckpt_num", -1, "Step of the checkpoint; -1: the newest.")
-flags.DEFINE_string(
-  "results", "./results/imagenet", "Folder of configurations and checkpoints, by experiment ID."
-)
-flags.DEFINE_string("logs", "./logs/public", "Folder of the curves, by experiment ID.")
-flags.DEFINE_string("data_dir", "data/imagenet", "Folder of record files, or of TensorFlow Datasets.")
-flags.DEFINE_bool("watch", False, "Evaluate each checkpoint as it appears, until training has ended.")
 FLAGS = flags.FLAGS
+
+
+def define_flags():
+  flags.DEFINE_string("id", None, "Experiment ID.", required=True)
+  flags.DEFINE_integer("ckpt_num", -1, "Step of the checkpoint; -1: the newest.")
+  flags.DEFINE_string(
+    "results", "./results/imagenet", "Folder of configurations and checkpoints, by experiment ID."
+  )
+  flags.DEFINE_string("logs", "./logs/public", "Folder of the curves, by experiment ID.")
+  flags.DEFINE_string("data_dir", "data/imagenet", "Folder of record files, or of TensorFlow Datasets.")
+  flags.DEFINE_bool("watch", False, "Evaluate each checkpoint as it appears, until training has ended.")
 
 
 def main():
@@ -43,4 +46,5 @@ def main():
 
 
 if __name__ == "__main__":
+  define_flags()
   run(main)

@@ -18,12 +18,15 @@ from resnet.utils.app import define_training_flags, run
 from resnet.utils.errors import UserError
 from resnet.utils.experiment import open_experiment
 
-define_training_flags(models="resnet/configs/imagenet_configs.py", results="./results/imagenet", num_gpu=4)
-flags.DEFINE_string("data_dir", "data/imagenet", "Folder of record files, or of TensorFlow Datasets.")
-flags.DEFINE_integer(
-  "num_pass", 1, "Forward and backward passes of each step, over which gradients are averaged.", lower_bound=1
-)
 FLAGS = flags.FLAGS
+
+
+def define_flags():
+  define_training_flags(models="resnet/configs/imagenet_configs.py", results="./results/imagenet", num_gpu=4)
+  flags.DEFINE_string("data_dir", "data/imagenet", "Folder of record files, or of TensorFlow Datasets.")
+  flags.DEFINE_integer(
+    "num_pass", 1, "Forward and backward passes of each step, over which gradients are averaged.", lower_bound=1
+  )
 
 
 def main():
@@ -36,4 +39,5 @@ def main():
 
 
 if __name__ == "__main__":
+  define_flags()
   run(main)

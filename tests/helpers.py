@@ -1,13 +1,26 @@
 """Small networks and batches that several test modules share."""
 
+import contextlib
 import dataclasses
 
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import flags
 
 from resnet.configs import get_config
 from resnet.models import get_model
+
+
+@contextlib.contextmanager
+def fresh_flags():
+  """Forgets the flags that are defined within, so that the next script can define its own."""
+  before = set(flags.FLAGS)
+  try:
+    yield
+  finally:
+    for name in set(flags.FLAGS) - before:
+      delattr(flags.FLAGS, name)
 
 
 def make_model(name: str, dtype: str = "float32", **fields) -> keras.Model:

@@ -3,16 +3,14 @@
 import dataclasses
 import json
 import pathlib
+import runpy
 import subprocess
 import sys
 
 import pytest
-from absl import flags
-from absl.testing import flagsaver
+from helpers import fresh_flags
 
-import run_cifar_train
 from resnet.configs import get_config, save_config
-from resnet.utils import app
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = ["--dataset=digits", "--model=resnet-test", "--num_gpu=0", "--override=valid_batch_size=300"]
@@ -51,17 +49,16 @@ def test_a_mistake_is_one_line_in_a_process_of_its_own(tmp_path):
 
 @pytest.fixture
 def run_script(tmp_path, monkeypatch, capsys):
-  """A function that runs a script's main in this process, and returns (exit code, error message)."""
+  """A function that runs a script in this process, and returns its exit code or error message."""
   monkeypatch.chdir(tmp_path)
 
-  def run_main(main, *arguments):
-    monkeypatch.setattr(sys, "argv", ["script.py", *arguments])
-    flags.FLAGS.unparse_flags()
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_info:
-      app.run(main)
+  def run_in_process(script, *arguments):
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with fresh_flags(), pytest.raises(SystemExit) as exit_info:
+      runpy.run_path(str(ROOT / script), run_name="__main__")
     return exit_info.value.code
 
-  return run_main
+  return run_in_process
 
 
 @pytest.mark.parametrize(
@@ -98,9 +95,9 @@ def test_mistakes_are_one_clear_line(run_script, tmp_path, arguments, message):
   save_config(dataclasses.replace(get_config("resnet-test"), dataset="digits"), folder / "conf.json")
   before = sorted(tmp_path.rglob("*"))
   dataset = [] if {"--restore", "--model=revnet-104"} & set(arguments) else ["--dataset=digits"]
-  error = run_script(run_cifar_train.main, *dataset, *arguments)
+  error = run_script("run_cifar_train.py", *dataset, *arguments)
   assert isinstance(error, str), "a message as exit code means status 1"
-  assert error.startswith("script.py: error: ")
+  assert error.startswith("run_cifar_train.py: error: ")
   assert message in error
   assert "\n" not in error
   left = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
@@ -112,6 +109,6 @@ def test_missing_data_is_one_clear_line(run_script, tmp_path, monkeypatch):
     raise OSError("no route to host")
 
   monkeypatch.setattr("urllib.request.urlopen", no_network)
-  error = run_script(run_cifar_train.main, "--data_dir=empty", "--dataset=cifar-100", "--id=x")
+  error = run_script("run_cifar_train.py", "--data_dir=empty", "--dataset=cifar-100", "--id=x")
   assert "cifar-100 is not prepared in empty and could not be downloaded (no route to host)" in error
   assert not (tmp_path / "results").exists()

@@ -12,6 +12,7 @@ from resnet.configs.config import Config
 from resnet.data.cifar import load_cifar
 from resnet.data.digits import load_digits
 from resnet.data.image_arrays import ImageArrays
+from resnet.data.imagenet import ImagenetDataset
 from resnet.utils.errors import UserError
 
 
@@ -41,17 +42,20 @@ def splits(validation: bool) -> tuple[str, str]:
 
 
 def get_dataset(config: Config, data_dir: str | os.PathLike, split: str) -> Dataset:
-  """A split of config.dataset, its mean training image subtracted.
+  """A split of config.dataset.
 
   Args:
     config: names the dataset, and the shape and size of its batches.
-    data_dir: the folder of TensorFlow Datasets; CIFAR is downloaded into it on first use.
-    split: "train" or "test", or a part of the training images: "trainval" is the tenth that
-      --validation holds out, "traintrain" the rest.
+    data_dir: the folder of TensorFlow Datasets, into which CIFAR is downloaded on first use; for ImageNet
+      perhaps a folder of record files instead.
+    split: "train" or "validation" for ImageNet; for the others "train" or "test", or a part of the
+      training images: "trainval" is the tenth that --validation holds out, "traintrain" the rest.
 
   Raises:
     UserError: the data is not there and cannot be had, or does not fit the network.
   """
+  if config.dataset == "imagenet":
+    return ImagenetDataset(config, data_dir, split)
   arrays = load_digits() if config.dataset == "digits" else load_cifar(config.dataset, os.fspath(data_dir))
   train_images, train_labels = arrays["train"]
   shape = (config.height, config.width, config.num_channel)

@@ -1,0 +1,205 @@
+"""Encoded photographs to network input: the "inception" and "vgg" preprocessing of ImageNet.
+
+Pure functions: what is random depends on a stateless seed alone, so the same example with the same seed gives
+the same pixels, eagerly or in a graph. A file that is called JPEG but is a PNG decodes too (ImageNet has one),
+and so does a JPEG in CMYK (ImageNet has 22), which the decoder converts to RGB.
+
+inception, training (Szegedy et al. 2015, as the original code does it): crop a random part of the picture that
+covers at least 0.1 of an annotated box, resize it whatever its aspect, mirror half of them, jitter the colours,
+clip, scale to [-1, 1]. Evaluation: central 0.875 of each side, bilinear resize, scale to [-1, 1].
+
+vgg, training (Simonyan & Zisserman 2015, section 3.1): scale the shorter side to a length drawn from 256-480
+pixels, crop at random, mirror half of them. Evaluation: shorter side 256 pixels, centre crop. Pixels stay in
+0..255 less the mean colour of ImageNet's training pictures. The original's configurations name this
+preprocessor, its code has none.
+"""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from resnet.data.color_jitter import NUM_ORDERS, jitter_from_uniform, mirror_and_jitter
+
+# The resize methods in the original's order. They sample with TensorFlow 1's convention, output pixel i at
+# input coordinate i * scale, which the weights in existing checkpoints were trained with; tf.image.resize
+# samples at (i + 0.5) * scale - 0.5 and uses another bicubic kernel.
+RESIZE_METHODS: tuple[Callable[..., tf.Tensor], ...] = (
+  tf.raw_ops.ResizeBilinear,
+  tf.raw_ops.ResizeNearestNeighbor,
+  tf.raw_ops.ResizeBicubic,
+  tf.raw_ops.ResizeArea,
+)
+
+CENTRAL_FRACTION = 0.875  # of each side, in inception evaluation
+
+VGG_SIDE_RANGE = (256, 480)  # pixels of the shorter side, both inclusive, in training
+VGG_EVALUATION_SIDE = 256
+VGG_MEAN = (123.68, 116.779, 103.939)  # red, green, blue
+
+
+def preprocess_for_training(
+  preprocessor: str,
+  encoded: tf.Tensor,
+  boxes: tf.Tensor,
+  seed: tf.Tensor,
+  turn: tf.Tensor | int,
+  height: int,
+  width: int,
+) -> tf.Tensor:
+  """One training image, randomly distorted.
+
+  Args:
+    preprocessor: "inception" or "vgg".
+    encoded: scalar string, the JPEG (or PNG) file.
+    boxes: [N, 4] float32, annotated objects as ymin, xmin, ymax, xmax in [0, 1]; N may be 0: the whole image.
+      Only inception looks at them.
+    seed: [2] integers; everything random follows from it.
+    turn: scalar integer. inception takes its four resize methods and two colour orders in turn: method
+      turn % 4, order turn % 2 (the original numbers its reading threads and uses a thread's number).
+    height: of the result, pixels.
+    width: of the result, pixels.
+
+  Returns:
+    [height, width, 3] float32.
+
+  Raises:
+    tf.errors.InvalidArgumentError: `encoded` is no intact picture.
+  """
+  if preprocessor == "vgg":
+    return _vgg_training(encoded, seed, height, width)
+  assert preprocessor == "inception", preprocessor
+  return _inception_training(encoded, boxes, seed, turn, height, width)
+
+
+def preprocess_for_evaluation(preprocessor: str, encoded: tf.Tensor, height: int, width: int) -> tf.Tensor:
+  """One evaluation image: its centre, without randomness; arguments and result as in training."""
+  if preprocessor == "vgg":
+    return _vgg_evaluation(encoded, height, width)
+  assert preprocessor == "inception", preprocessor
+  return _inception_evaluation(encoded, height, width)
+
+
+def _inception_training(
+  encoded: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, turn: tf.Tensor | int, height: int, width: int
+) -> tf.Tensor:
+  crop_seed, draw_seed = tf.unstack(tf.random.split(seed, 2))
+
+  def window(size: tf.Tensor) -> tf.Tensor:
+    begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+      tf.concat([size, [3]], 0),
+      boxes[tf.newaxis],
+      crop_seed,
+      min_object_covered=0.1,
+      aspect_ratio_range=(0.75, 1.33),
+      area_range=(0.05, 1.0),
+      max_attempts=100,
+      use_image_if_no_bounding_boxes=True,
+    )
+    return tf.concat([begin[:2], extent[:2]], 0)
+
+  crop = _decode_window(encoded, window)
+  draws = tf.random.stateless_uniform([5], draw_seed)
+  jitter = jitter_from_uniform(draws[1:])
+
+  def branch(method: int, mirror: bool) -> Callable[[], tf.Tensor]:
+    def resize_and_jitter() -> tf.Tensor:
+      return mirror_and_jitter(_resize(crop, method, height, width), jitter, method % NUM_ORDERS, mirror)
+
+    return resize_and_jitter
+
+  methods = range(len(RESIZE_METHODS))
+  branches = [branch(method, mirror) for mirror in (False, True) for method in methods]
+  number = tf.cast(turn % len(methods), tf.int32) + tf.where(draws[0] < 0.5, len(methods), 0)
+  return tf.ensure_shape(tf.switch_case(number, branches), [height, width, 3])
+
+
+def _inception_evaluation(encoded: tf.Tensor, height: int, width: int) -> tf.Tensor:
+  def window(size: tf.Tensor) -> tf.Tensor:
+    size64 = tf.cast(size, tf.float64)
+    begin = tf.cast((size64 - size64 * CENTRAL_FRACTION) / 2, tf.int32)
+    return tf.concat([begin, size - 2 * begin], 0)
+
+  crop = _decode_window(encoded, window)
+  return tf.ensure_shape(_resize(crop, 0, height, width) / 127.5 - 1, [height, width, 3])
+
+
+def _vgg_training(encoded: tf.Tensor, seed: tf.Tensor, height: int, width: int) -> tf.Tensor:
+  side_seed, draw_seed = tf.unstack(tf.random.split(seed, 2))
+  shortest, longest = VGG_SIDE_RANGE
+  side = tf.random.stateless_uniform([], side_seed, shortest, longest + 1, tf.int32)
+  draws = tf.random.stateless_uniform([3], draw_seed)
+  image = _vgg_crop(encoded, side, draws[1:], height, width)
+  return tf.cond(draws[0] < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
+
+
+def _vgg_evaluation(encoded: tf.Tensor, height: int, width: int) -> tf.Tensor:
+  return _vgg_crop(encoded, tf.constant(VGG_EVALUATION_SIDE), tf.constant([0.5, 0.5]), height, width)
+
+
+def _vgg_crop(encoded: tf.Tensor, side: tf.Tensor, position: tf.Tensor, height: int, width: int) -> tf.Tensor:
+  """Scales the shorter side to `side` pixels, bilinearly, and crops; decodes and scales only what is shown.
+
+  Args:
+    encoded: scalar string.
+    side: scalar int32.
+    position: [2] float32 in [0, 1): of the crop, downwards and to the right; 0.5 is the centre.
+    height: of the crop, pixels; not more than `side`.
+    width: of the crop, pixels; not more than `side`.
+
+  Returns:
+    [height, width, 3] float32, in 0..255 less the mean colour.
+  """
+  crop_size = tf.constant([height, width])
+  size = _decode_size(encoded)
+  scale = tf.cast(side, tf.float32) / tf.cast(tf.reduce_min(size), tf.float32)
+  scaled_size = tf.maximum(tf.cast(tf.round(tf.cast(size, tf.float32) * scale), tf.int32), side)
+  room = tf.cast(scaled_size - crop_size + 1, tf.float32)
+  offset = tf.floor(position * room)  # of the crop, in scaled pixels
+  # Past the crop's border, bilinear interpolation needs one source pixel and its chroma upsampling another.
+  margin = 2.0
+  begin = tf.cast(tf.maximum(tf.floor(offset / scale) - margin, 0), tf.int32)
+  end = tf.math.ceil((offset + tf.cast(crop_size, tf.float32)) / scale) + margin
+  end = tf.minimum(tf.cast(end, tf.int32), size)
+  source = _decode_window(encoded, lambda _: tf.concat([begin, end - begin], 0))
+  image = tf.raw_ops.ScaleAndTranslate(
+    images=source[tf.newaxis],
+    size=crop_size,
+    scale=tf.stack([scale, scale]),
+    translation=tf.cast(begin, tf.float32) * scale - offset,
+    kernel_type="triangle",
+    antialias=False,
+  )[0]
+  return tf.ensure_shape(image, [height, width, 3]) - VGG_MEAN
+
+
+def _decode_window(encoded: tf.Tensor, window: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+  """Decodes a part of the picture; [h, w, 3] uint8.
+
+  `window` maps the picture's size, [2] int32 height and width, to [4] int32: top, left, height, width. Of a
+  JPEG only that part is decoded.
+  """
+
+  def from_jpeg() -> tf.Tensor:
+    size = tf.io.extract_jpeg_shape(encoded)[:2]
+    return tf.io.decode_and_crop_jpeg(encoded, window(size), channels=3)
+
+  def from_other() -> tf.Tensor:
+    image = tf.io.decode_jpeg(encoded, channels=3)  # reads PNG as well
+    top, left, height, width = tf.unstack(window(tf.shape(image)[:2]))
+    return image[top : top + height, left : left + width]
+
+  return tf.cond(tf.io.is_jpeg(encoded), from_jpeg, from_other)
+
+
+def _decode_size(encoded: tf.Tensor) -> tf.Tensor:
+  """The picture's height and width, pixels; [2] int32."""
+  return tf.cond(
+    tf.io.is_jpeg(encoded),
+    lambda: tf.io.extract_jpeg_shape(encoded)[:2],
+    lambda: tf.shape(tf.io.decode_jpeg(encoded, channels=3))[:2],
+  )
+
+
+def _resize(image: tf.Tensor, method: int, height: int, width: int) -> tf.Tensor:
+  """[h, w, 3] uint8 to [height, width, 3], in 0..255: float32, or uint8 from the nearest neighbour."""
+  return RESIZE_METHODS[method](images=image[tf.newaxis], size=[height, width])[0]

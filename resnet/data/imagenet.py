@@ -1,0 +1,226 @@
+"""The ImageNet input pipeline: record files to batches of images and labels."""
+
+import contextlib
+import os
+
+import tensorflow as tf
+
+from resnet.configs import Config
+from resnet.data.data_errors import RecordTracker, first_position
+from resnet.data.image_processing import (
+  VGG_EVALUATION_SIDE,
+  preprocess_for_evaluation,
+  preprocess_for_training,
+)
+from resnet.data.record_files import find_record_files
+from resnet.utils.errors import UserError
+
+SPLITS = ("train", "validation")
+
+# The original's: it draws from a queue of 16 files' worth of encoded examples (about 1.8 GB of ImageNet).
+SHUFFLE_BUFFER = 16 * 1024
+CYCLE_LENGTH = 16  # files read at a time
+BLOCK_LENGTH = 16  # consecutive records of one file
+
+
+class ImagenetDataset:
+  """One split of ImageNet, as batches of images ([B, height, width, 3] float32) and labels ([B] int32, from 0).
+
+  Args:
+    config: gives image size, preprocessor, batch sizes, number of classes and seed.
+    data_dir: folder of classic record files (`train-00000-of-01024`), or of an imagenet2012 prepared by
+      TensorFlow Datasets, which has no bounding boxes.
+    split: "train" or "validation".
+
+  Raises:
+    UserError: the folder has no such data or not all of it, or the configuration does not fit ImageNet.
+  """
+
+  def __init__(self, config: Config, data_dir: str | os.PathLike, split: str) -> None:
+    if split not in SPLITS:
+      raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+    _check(config)
+    self._config = config
+    self._split = split
+    self._data_dir = data_dir
+    self._files = find_record_files(data_dir, split)
+    self._tracker = RecordTracker(self._files, config.num_classes)
+
+  @property
+  def num_examples(self) -> int:
+    """Examples in the split. TensorFlow Datasets notes it down; classic files are counted at the first use,
+    which reads the header of every record (on a fast disk, seconds for all of ImageNet).
+
+    Raises:
+      UserError: a record file is truncated; names it.
+    """
+    return sum(self._files.counts)
+
+  def data_errors(self) -> contextlib.AbstractContextManager[None]:
+    """Use around taking batches: `with dataset.data_errors(): batch = next(batches)`.
+
+    A damaged record file, a damaged picture or an impossible label then is a UserError that names the file and
+    the record in it, counted from 0. Errors that no record is to blame for pass unchanged.
+    """
+    return self._tracker.errors()
+
+  def training_batches(self, start_step: int, num_shards: int = 1, shard: int = 0) -> tf.data.Dataset:
+    """Endless batches for training, shuffled anew in each epoch.
+
+    Element k is worker `shard`'s share of the batch of step start_step + k. It is a function of the
+    configuration's seed, the files, start_step + k, num_shards and shard alone: a run that is stopped and
+    resumed sees the same images, identical to the bit, as one that is not, however many threads read and
+    decode. Workers see disjoint parts of the data: files shard, shard + num_shards, ..., or examples chosen
+    likewise where there are fewer files than workers. A worker's epoch is one pass over its part; batches may
+    span two epochs. An example's distortion depends on the seed, the epoch and its record, not on who reads it
+    when; its resize method and colour order advance by one from each epoch to the next and from each record of
+    a file to the next.
+
+    An epoch: the files in random order, 16 at a time interleaved, then a shuffle buffer. Resuming within an
+    epoch reads past its earlier records without decoding them, for ImageNet up to 140 GB at the speed of the
+    disk.
+
+    Args:
+      start_step: the step, from 0, that the first batch is for.
+      num_shards: of workers.
+      shard: this worker's number, from 0.
+
+    Returns:
+      Images [batch_size / num_shards, height, width, 3] float32 and labels [batch_size / num_shards] int32.
+
+    Raises:
+      UserError: the batch does not divide among the workers, there is no example for this one, or a record file
+        is truncated.
+    """
+    if self._config.batch_size % num_shards:
+      raise UserError(
+        f"batch_size must be a multiple of the {num_shards} workers, got {self._config.batch_size}"
+      )
+    if not 0 <= shard < num_shards:
+      raise ValueError(f"shard must be in [0, {num_shards}), got {shard}")
+    share = self._config.batch_size // num_shards
+    epoch = skipped = 0
+    if start_step:
+      epoch, skipped = divmod(start_step * share, self._examples_of(num_shards, shard))
+
+    def records_of(epoch: tf.Tensor) -> tf.data.Dataset:
+      return self._shuffled_records(epoch, num_shards, shard)
+
+    first = tf.data.Dataset.range(epoch, epoch + 1).flat_map(records_of).skip(skipped)
+    later = tf.data.Dataset.range(epoch + 1, tf.int64.max).flat_map(records_of)
+    return _finish(
+      first.concatenate(later)
+      .map(self._training_example, num_parallel_calls=tf.data.AUTOTUNE)
+      .batch(share, drop_remainder=True)
+    )
+
+  def evaluation_batches(self, num_batches: int | None = None) -> tf.data.Dataset:
+    """Every example once, in a fixed order, preprocessed without randomness; the last batch may be smaller.
+
+    Args:
+      num_batches: stop after so many batches; None: all.
+
+    Returns:
+      Images [valid_batch_size or fewer, height, width, 3] float32 and labels [the same] int32.
+    """
+    records = self._records(tf.range(len(self._files.paths), dtype=tf.int64))
+    batches = records.map(self._evaluation_example, num_parallel_calls=tf.data.AUTOTUNE).batch(
+      self._config.valid_batch_size
+    )
+    return _finish(batches if num_batches is None else batches.take(num_batches))
+
+  def _records(self, files: tf.Tensor) -> tf.data.Dataset:
+    """(position, serialized record) of files given by number, [F] int64, in their order, interleaved."""
+    paths = tf.constant(self._files.paths)
+
+    def open_file(file: tf.Tensor) -> tf.data.Dataset:
+      positions = tf.data.Dataset.range(first_position(file), tf.int64.max)
+      return tf.data.Dataset.zip((positions, tf.data.TFRecordDataset(tf.gather(paths, file))))
+
+    return tf.data.Dataset.from_tensor_slices(files).interleave(
+      open_file,
+      cycle_length=CYCLE_LENGTH,
+      block_length=BLOCK_LENGTH,
+      num_parallel_calls=tf.data.AUTOTUNE,
+      deterministic=True,
+    )
+
+  def _shuffled_records(self, epoch: tf.Tensor, num_shards: int, shard: int) -> tf.data.Dataset:
+    """(epoch, position, serialized record) of this worker, in the epoch's order."""
+    # Shuffling mixes in the seed of the graph, here that of a dataset's function, which otherwise is the
+    # global one.
+    assert not tf.executing_eagerly()
+    tf.random.set_seed(self._config.seed)
+    seed = tf.stack([tf.constant(self._config.seed, tf.int64), epoch])
+    files = tf.range(len(self._files.paths), dtype=tf.int64)
+    by_file = self._shard_by_file(num_shards)
+    if by_file:
+      files = files[shard::num_shards]
+    records = self._records(tf.random.experimental.stateless_shuffle(files, seed))
+    if not by_file:
+      records = records.shard(num_shards, shard)
+    records = records.shuffle(
+      SHUFFLE_BUFFER,
+      seed=tf.random.stateless_uniform([], seed, maxval=tf.int64.max, dtype=tf.int64),
+      reshuffle_each_iteration=False,
+    )
+    return records.map(lambda position, serialized: (epoch, position, serialized))
+
+  def _shard_by_file(self, num_shards: int) -> bool:
+    return len(self._files.paths) >= num_shards
+
+  def _examples_of(self, num_shards: int, shard: int) -> int:
+    if self._shard_by_file(num_shards):
+      examples = sum(self._files.counts[shard::num_shards])
+    else:
+      examples = len(range(shard, self.num_examples, num_shards))
+    if not examples:
+      raise UserError(f"{self._data_dir} has no {self._split} example for worker {shard} of {num_shards}")
+    return examples
+
+  def _training_example(
+    self, epoch: tf.Tensor, position: tf.Tensor, serialized: tf.Tensor
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    config = self._config
+    encoded, label, boxes = self._parse(position, serialized)
+    # The pair (seed and epoch, position) is distinct for every example of every epoch.
+    seed = tf.stack([epoch * 2**31 + config.seed, position])
+    image = preprocess_for_training(
+      config.preprocessor, encoded, boxes, seed, position + epoch, config.height, config.width
+    )
+    return self._tracker.end(position, image), label
+
+  def _evaluation_example(self, position: tf.Tensor, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    config = self._config
+    encoded, label, _ = self._parse(position, serialized)
+    image = preprocess_for_evaluation(config.preprocessor, encoded, config.height, config.width)
+    return self._tracker.end(position, image), label
+
+  def _parse(self, position: tf.Tensor, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    encoded, label, boxes = self._files.parse(self._tracker.begin(position, serialized))
+    # On the CPU, indexing out of bounds is an error: the cheapest check there is.
+    label = tf.gather(tf.range(self._config.num_classes), label)
+    with tf.control_dependencies([label]):
+      return tf.identity(encoded), label, boxes
+
+
+def _check(config: Config) -> None:
+  if config.preprocessor not in ("inception", "vgg"):
+    raise UserError(f"preprocessor must be inception or vgg for ImageNet, got {config.preprocessor!r}")
+  if config.num_channel != 3:
+    raise UserError(f"num_channel must be 3 for ImageNet, got {config.num_channel}")
+  if config.preprocessor == "vgg" and max(config.height, config.width) > VGG_EVALUATION_SIDE:
+    raise UserError(
+      f"height and width must be at most {VGG_EVALUATION_SIDE} with preprocessor vgg, "
+      f"got {config.height}x{config.width}"
+    )
+
+
+def _finish(batches: tf.data.Dataset) -> tf.data.Dataset:
+  options = tf.data.Options()
+  options.deterministic = True
+  # One image per core beats one image over several cores.
+  options.threading.max_intra_op_parallelism = 1
+  # Workers are told their shard; a strategy must not divide the files once more.
+  options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+  return batches.prefetch(tf.data.AUTOTUNE).with_options(options)

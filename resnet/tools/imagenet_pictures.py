@@ -1,0 +1,124 @@
+"""Where the pictures of ILSVRC2012 are: in folders, or in tar files that are read in place."""
+
+import os
+import pathlib
+import tarfile
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from resnet.utils.errors import UserError
+
+_EXTENSIONS = (".jpeg", ".jpg", ".png")
+
+
+class Picture(NamedTuple):
+  """A picture file, or the part of a tar file that holds one."""
+
+  synset: str  # its class, e.g. "n01440764"; empty if the layout does not say
+  name: str  # without folder, e.g. "n01440764_10026.JPEG"
+  path: str
+  offset: int  # bytes
+  size: int  # bytes
+
+  def read(self) -> bytes:
+    """The encoded picture.
+
+    Raises:
+      OSError: it cannot be read, or the tar file ends within it.
+    """
+    with open(self.path, "rb", buffering=0) as file:
+      data = os.pread(file.fileno(), self.size, self.offset)
+    if len(data) != self.size:
+      raise OSError(f"{self.path} ends within it")
+    return data
+
+
+def list_pictures(source: str | os.PathLike) -> list[Picture]:
+  """All pictures of a split, sorted by class and name.
+
+  Args:
+    source: a folder or tar file with one folder or tar file for each class (`n01440764/`, `n01440764.tar`, as
+      in ILSVRC2012_img_train.tar), or with the pictures themselves, which then have no class
+      (ILSVRC2012_img_val.tar).
+
+  Raises:
+    UserError: there is no such file or folder, it holds no pictures or the tar file is damaged.
+  """
+  source = pathlib.Path(source)
+  try:
+    if source.is_dir():
+      pictures = sorted(_in_folder(source))
+    else:
+      with open(source, "rb") as file:
+        pictures = sorted(_in_tar(file, str(source), ""))
+  except tarfile.TarError as error:
+    raise UserError(f"{source} is no intact tar file: {error}") from error
+  except OSError as error:
+    raise UserError(f"cannot read {error.filename or source}: {error.strerror or error}") from error
+  if not pictures:
+    raise UserError(
+      f"no pictures in {source}; expected class folders such as n01440764, class tars such as "
+      "n01440764.tar, or files such as ILSVRC2012_val_00000001.JPEG"
+    )
+  unclassified = [picture.name for picture in pictures if not picture.synset]
+  if 0 < len(unclassified) < len(pictures):
+    raise UserError(f"{source} mixes class folders with pictures outside them, such as {unclassified[0]}")
+  return pictures
+
+
+def with_labels(pictures: list[Picture], labels_path: str) -> list[Picture]:
+  """Gives pictures without class the synsets of a file, line i being that of the i-th by name.
+
+  Raises:
+    UserError: the file cannot be read, or has not one line for each picture.
+  """
+  synsets = read_lines(labels_path)
+  if len(synsets) != len(pictures):
+    raise UserError(
+      f"{labels_path} has {len(synsets)} lines for {len(pictures)} pictures; expected one for each"
+    )
+  return [picture._replace(synset=synset) for picture, synset in zip(pictures, synsets)]
+
+
+def read_lines(path: str) -> list[str]:
+  """The lines of a text file that are not blank, stripped."""
+  try:
+    with open(path, encoding="utf-8") as file:
+      return [line.strip() for line in file if line.strip()]
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _in_folder(folder: pathlib.Path) -> Iterator[Picture]:
+  for entry in os.scandir(folder):
+    if entry.is_dir():
+      for file in os.scandir(entry.path):
+        if _is_picture(file.name):
+          yield Picture(entry.name, file.name, file.path, 0, file.stat().st_size)
+    elif entry.name.endswith(".tar"):
+      with open(entry.path, "rb") as tar:
+        yield from _in_tar(tar, entry.path, entry.name.removesuffix(".tar"))
+    elif _is_picture(entry.name):
+      yield Picture("", entry.name, entry.path, 0, entry.stat().st_size)
+
+
+def _in_tar(file: BinaryIO, path: str, synset: str) -> Iterator[Picture]:
+  """Pictures of the tar at the file's position: the whole file or, recursively, a tar within it."""
+  with tarfile.TarFile(fileobj=file, mode="r") as tar:
+    for member in tar:
+      if not member.isfile():
+        continue
+      folder, name = os.path.split(member.name)
+      if name.endswith(".tar"):
+        with open(path, "rb") as inner:
+          inner.seek(member.offset_data)
+          yield from _in_tar(inner, path, name.removesuffix(".tar"))
+      elif _is_picture(name):
+        yield Picture(
+          synset or os.path.basename(folder).strip("."), name, path, member.offset_data, member.size
+        )
+      tar.members = []  # type: ignore[attr-defined]  # 1.2 million of them are better forgotten
+
+
+def _is_picture(name: str) -> bool:
+  return name.lower().endswith(_EXTENSIONS) and not name.startswith(".")

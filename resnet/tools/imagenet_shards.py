@@ -1,0 +1,98 @@
+"""One ImageNet record file: pictures to tf.train.Example records, the file complete or not there."""
+
+import os
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from resnet.tools.bounding_boxes import Box
+from resnet.tools.imagenet_pictures import Picture
+
+_CONVERSION_QUALITY = 100  # of the few pictures that are no RGB or grayscale JPEG, as in the original's records
+
+
+class Shard(NamedTuple):
+  """A record file to be written."""
+
+  path: str
+  pictures: list[tuple[Picture, int, str]]  # with label (1..1000) and the class in words
+
+  @property
+  def skipped_path(self) -> str:
+    """The text file that names the pictures left out, if any."""
+    return f"{self.path}.skipped"
+
+
+def write_shard(shard: Shard, boxes: dict[str, list[Box]]) -> tuple[int, list[str]]:
+  """Writes the file under a temporary name, then renames it.
+
+  Args:
+    shard: what to write.
+    boxes: bounding boxes by picture, its name without extension.
+
+  Returns:
+    The number of pictures dealt with, and for each that was left out its name and the reason.
+  """
+  problems = []
+  temporary = f"{shard.path}.tmp"
+  with tf.io.TFRecordWriter(temporary) as writer:
+    for picture, label, text in shard.pictures:
+      try:
+        encoded, height, width = _rgb_jpeg(picture.read())
+      except (OSError, tf.errors.InvalidArgumentError) as error:
+        reason = str(error) if isinstance(error, OSError) else "not an intact picture"
+        problems.append(f"{picture.name} ({picture.path}): {reason}")
+        continue
+      picture_boxes = boxes.get(os.path.splitext(picture.name)[0], [])
+      writer.write(_example(picture, label, text, encoded, height, width, picture_boxes).SerializeToString())
+  if os.path.exists(shard.skipped_path):
+    os.remove(shard.skipped_path)
+  if problems:
+    with open(shard.skipped_path, "w", encoding="utf-8") as file:
+      file.writelines(f"{problem}\n" for problem in problems)
+  os.replace(temporary, shard.path)
+  return len(shard.pictures), problems
+
+
+def _rgb_jpeg(encoded: bytes) -> tuple[bytes, int, int]:
+  """The picture as RGB or grayscale JPEG, its height and width in pixels; decoded once, to be sure that it can.
+
+  Raises:
+    tf.errors.InvalidArgumentError: it cannot.
+  """
+  with tf.device("CPU:0"):
+    image = tf.io.decode_jpeg(encoded, channels=3)  # reads PNG, and JPEG in CMYK, as well
+    is_jpeg = bool(tf.io.is_jpeg(encoded))
+    if not is_jpeg or tf.io.extract_jpeg_shape(encoded)[2] == 4:
+      encoded = tf.io.encode_jpeg(image, format="rgb", quality=_CONVERSION_QUALITY).numpy()
+  return encoded, image.shape[0], image.shape[1]
+
+
+def _example(
+  picture: Picture, label: int, text: str, encoded: bytes, height: int, width: int, boxes: list[Box]
+) -> tf.train.Example:
+  features = {
+    "image/height": _integers(height),
+    "image/width": _integers(width),
+    "image/colorspace": _text("RGB"),
+    "image/channels": _integers(3),
+    "image/format": _text("JPEG"),
+    "image/filename": _text(picture.name),
+    "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded])),
+    "image/class/label": _integers(label),
+    "image/class/synset": _text(picture.synset),
+    "image/class/text": _text(text),
+    "image/object/bbox/label": _integers(*[label] * len(boxes)),
+  }
+  for index, coordinate in enumerate(("xmin", "ymin", "xmax", "ymax")):
+    values = [box[index] for box in boxes]
+    features[f"image/object/bbox/{coordinate}"] = tf.train.Feature(float_list=tf.train.FloatList(value=values))
+  return tf.train.Example(features=tf.train.Features(feature=features))
+
+
+def _integers(*values: int) -> tf.train.Feature:
+  return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+
+
+def _text(value: str) -> tf.train.Feature:
+  return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value.encode()]))

@@ -1,0 +1,271 @@
+"""From pictures in folders or tar files to record files."""
+
+import io
+import os
+import pathlib
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+from helpers import fresh_flags
+from imagenet_helpers import cmyk_jpeg, jpeg, picture, small_config
+
+from resnet.data.imagenet import ImagenetDataset
+from resnet.tools import build_imagenet_records, imagenet_shards
+from resnet.utils.errors import UserError
+
+SYNSETS = ("n01440764", "n01443537", "n02105855")
+
+
+@pytest.fixture(name="source")
+def _source(tmp_path):
+  """Training and validation pictures in class folders, two of them no RGB JPEG."""
+  for number in range(9):
+    synset = SYNSETS[number // 3]
+    folder = tmp_path / "train" / synset
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{synset}_{number}.JPEG").write_bytes(jpeg(number))
+  (folder / f"{synset}_6.JPEG").write_bytes(tf.io.encode_png(picture(6)).numpy())
+  (folder / f"{synset}_7.JPEG").write_bytes(cmyk_jpeg(255, 128, 55, 200))
+  for number in range(4):
+    folder = tmp_path / "validation" / SYNSETS[number % 3]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"ILSVRC2012_val_{number + 1:08d}.JPEG").write_bytes(jpeg(number))
+  return tmp_path
+
+
+def build(output: pathlib.Path, **arguments) -> None:
+  defaults = {"train_shards": 2, "validation_shards": 2, "num_workers": 1}
+  with fresh_flags():
+    build_imagenet_records.define_flags()
+    flags.FLAGS(
+      ["build", f"--output_dir={output}"]
+      + [f"--{key}={value}" for key, value in (defaults | arguments).items()]
+    )
+    build_imagenet_records.main()
+
+
+def records(output: pathlib.Path, split: str = "train") -> list[tf.train.Example]:
+  paths = sorted(map(str, output.glob(f"{split}-?????-of-?????")))
+  return [tf.train.Example.FromString(record.numpy()) for record in tf.data.TFRecordDataset(paths)]
+
+
+def value(example: tf.train.Example, name: str):
+  feature = example.features.feature[f"image/{name}"]
+  values = list(getattr(feature, feature.WhichOneof("kind")).value)
+  return values[0] if len(values) == 1 else values
+
+
+def by_name(output: pathlib.Path, split: str = "train") -> dict[str, tf.train.Example]:
+  return {value(example, "filename").decode(): example for example in records(output, split)}
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+  info = tarfile.TarInfo(name)
+  info.size = len(data)
+  tar.addfile(info, io.BytesIO(data))
+
+
+def pack_classes(folder: pathlib.Path, path: pathlib.Path) -> None:
+  """A tar of one tar for each class, like ILSVRC2012_img_train.tar."""
+  with tarfile.open(path, "w") as outer:
+    for class_folder in sorted(folder.iterdir(), reverse=True):
+      buffer = io.BytesIO()
+      with tarfile.open(fileobj=buffer, mode="w") as inner:
+        for file in sorted(class_folder.iterdir()):
+          add(inner, file.name, file.read_bytes())
+      add(outer, f"{class_folder.name}.tar", buffer.getvalue())
+
+
+def test_records_are_the_classic_ones(source):
+  labels = source / "labels.txt"
+  labels.write_text("n01440764 tench, Tinca tinca\nn01443537 goldfish\nn02105855 Shetland sheepdog\n")
+  boxes = source / "boxes.csv"
+  boxes.write_text("n01440764_0.JPEG,0.25,0.1,1.0001,0.5\nn01440764_0.JPEG,0.5,0.2,0.75,0.9\nother,0,0,1,1\n")
+  build(source / "out", train_dir=source / "train", labels_file=labels, bounding_boxes=boxes)
+  assert sorted(os.listdir(source / "out")) == ["train-00000-of-00002", "train-00001-of-00002"]
+  examples = by_name(source / "out")
+  assert len(examples) == 9
+  expected = {
+    "height": 40,
+    "width": 60,
+    "colorspace": b"RGB",
+    "channels": 3,
+    "format": b"JPEG",
+    "filename": b"n01440764_0.JPEG",
+    "encoded": jpeg(0),
+    "class/label": 1,
+    "class/synset": b"n01440764",
+    "class/text": b"tench, Tinca tinca",
+    "object/bbox/label": [1, 1],
+    "object/bbox/ymin": pytest.approx([0.1, 0.2]),
+    "object/bbox/xmin": [0.25, 0.5],
+    "object/bbox/ymax": pytest.approx([0.5, 0.9]),
+    "object/bbox/xmax": [1, 0.75],
+  }
+  example = examples["n01440764_0.JPEG"]
+  assert {name.removeprefix("image/") for name in example.features.feature} == set(expected)
+  assert {name: value(example, name) for name in expected} == expected
+  assert value(examples["n02105855_8.JPEG"], "class/label") == 3
+  assert value(examples["n02105855_8.JPEG"], "object/bbox/xmin") == []
+
+
+def test_png_and_cmyk_become_rgb_jpeg(source):
+  build(source / "out", train_dir=source / "train")
+  examples = by_name(source / "out")
+  for name, original in (
+    ("n02105855_6.JPEG", picture(6)),
+    ("n02105855_7.JPEG", np.full([16, 16, 3], [200, 100, 43])),
+  ):
+    encoded = value(examples[name], "encoded")
+    assert tf.io.is_jpeg(encoded)
+    np.testing.assert_array_equal(tf.io.extract_jpeg_shape(encoded), original.shape)
+    assert np.abs(tf.io.decode_jpeg(encoded).numpy().astype(int) - original).mean() < 4
+
+
+def test_tars_and_folders_give_the_same_records(source):
+  build(source / "folders", train_dir=source / "train", validation_dir=source / "validation")
+  pack_classes(source / "train", source / "train.tar")
+  flat = sorted(source.glob("validation/*/*"), key=lambda file: file.name)
+  with tarfile.open(source / "validation.tar", "w") as tar:
+    for file in reversed(flat):
+      add(tar, file.name, file.read_bytes())
+  synsets = source / "synsets.txt"
+  synsets.write_text("".join(f"{file.parent.name}\n" for file in flat))
+  build(
+    source / "tars",
+    train_dir=source / "train.tar",
+    validation_dir=source / "validation.tar",
+    validation_labels=synsets,
+  )
+  names = sorted(os.listdir(source / "folders"))
+  assert len(names) == 4
+  assert sorted(os.listdir(source / "tars")) == names
+  assert by_name(source / "tars") == by_name(source / "folders")
+  assert records(source / "tars") == records(source / "folders")
+  assert by_name(source / "tars", "validation") == by_name(source / "folders", "validation")
+
+
+def test_boxes_from_xml_in_folder_or_tar(source):
+  xml = """<annotation><filename>%s</filename><size><width>200</width><height>100</height></size>
+    <object><bndbox><xmin>20</xmin><ymin>30</ymin><xmax>210</xmax><ymax>80</ymax></bndbox></object>
+    <object><bndbox><xmin>50</xmin><ymin>30</ymin><xmax>50</xmax><ymax>80</ymax></bndbox></object></annotation>"""
+  folder = source / "boxes" / "n01440764"
+  folder.mkdir(parents=True)
+  (folder / "n01440764_1.xml").write_text(xml)
+  with tarfile.open(source / "boxes.tar.gz", "w:gz") as tar:
+    tar.add(folder, "bbox/n01440764")
+  for number, boxes in enumerate((source / "boxes", source / "boxes.tar.gz")):
+    build(source / f"out{number}", train_dir=source / "train", bounding_boxes=boxes)
+    example = by_name(source / f"out{number}")["n01440764_1.JPEG"]
+    coordinates = [value(example, f"object/bbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")]
+    assert coordinates == pytest.approx([0.1, 0.3, 1.0, 0.8])
+
+
+def test_the_reader_reads_them(source):
+  build(source / "out", train_dir=source / "train", validation_dir=source / "validation")
+  for split, counts in (("train", [3, 3, 3]), ("validation", [2, 1, 1])):
+    dataset = ImagenetDataset(small_config(num_classes=3), source / "out", split)
+    labels = np.concatenate([labels for _, labels in dataset.evaluation_batches()])
+    assert np.bincount(labels).tolist() == counts
+
+
+def test_restart_keeps_finished_files(source, monkeypatch):
+  output = source / "out"
+  build(output, train_dir=source / "train")
+  expected = records(output)
+  kept, lost = output / "train-00000-of-00002", output / "train-00001-of-00002"
+  before = kept.stat().st_mtime_ns
+  lost.rename(output / "train-00001-of-00002.tmp")  # as if interrupted while writing
+  written = []
+  write_shard = imagenet_shards.write_shard
+  monkeypatch.setattr(
+    build_imagenet_records,
+    "write_shard",
+    lambda shard, boxes: written.append(shard.path) or write_shard(shard, boxes),
+  )
+  build(output, train_dir=source / "train")
+  assert written == [str(lost)]
+  assert kept.stat().st_mtime_ns == before
+  assert records(output) == expected
+  assert sorted(os.listdir(output)) == [kept.name, lost.name]
+
+
+def test_a_bad_picture_is_skipped_and_told(source, capsys):
+  bad = source / "train" / SYNSETS[1] / f"{SYNSETS[1]}_4.JPEG"
+  bad.write_bytes(jpeg(4)[:500])
+  for _ in range(2):  # a restart does not forget it
+    with pytest.raises(UserError, match=r"1 of 9 pictures were skipped"):
+      build(source / "out", train_dir=source / "train")
+  assert "skipped n01443537_4.JPEG" in capsys.readouterr().out
+  assert sorted(by_name(source / "out")) == [f"{SYNSETS[n // 3]}_{n}.JPEG" for n in range(9) if n != 4]
+  (note,) = (source / "out").glob("*.skipped")
+  assert note.read_text().startswith("n01443537_4.JPEG")
+  bad.write_bytes(jpeg(4))
+  note.with_suffix("").unlink()
+  build(source / "out", train_dir=source / "train")
+  assert len(by_name(source / "out")) == 9
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({}, "nothing to do: give --train_dir or --validation_dir"),
+    ({"train_dir": "nowhere"}, "cannot read nowhere: No such file"),
+    ({"train_dir": "{source}/empty"}, "no pictures in .*empty; expected class folders"),
+    (
+      {"train_dir": "{source}/train", "train_shards": 10},
+      "10 train files for 9 pictures; lower --train_shards",
+    ),
+    (
+      {"train_dir": "{source}/train", "labels_file": "{source}/one"},
+      "2 classes without a label, such as 'n01443537'",
+    ),
+    ({"train_dir": "{source}/train", "bounding_boxes": "{source}/one"}, "one, line 1: expected filename,xmin"),
+    ({"train_dir": "{source}/one"}, "one is no intact tar file"),
+    ({"train_dir": "{source}/train/n01440764"}, "must hold one folder or tar for each class"),
+    ({"validation_dir": "{source}/train/n01440764"}, "not sorted by class; give --validation_labels"),
+    (
+      {"validation_dir": "{source}/train/n01440764", "validation_labels": "{source}/one"},
+      "one has 1 lines for 3 pictures",
+    ),
+  ],
+)
+def test_mistakes_are_one_line(source, arguments, message):
+  (source / "empty").mkdir()
+  (source / "one").write_text("n01440764\n")
+  with pytest.raises(UserError, match=message):
+    build(source / "out", **{key: str(item).format(source=source) for key, item in arguments.items()})
+
+
+def test_another_number_of_files_is_refused(source):
+  build(source / "out", train_dir=source / "train")
+  with pytest.raises(UserError, match=r"already holds train-0000.-of-00002, of another set"):
+    build(source / "out", train_dir=source / "train", train_shards=3)
+
+
+def test_truncated_tar(source):
+  pack_classes(source / "train", source / "train.tar")
+  data = (source / "train.tar").read_bytes()
+  (source / "train.tar").write_bytes(data[: len(data) // 2 + 100])
+  with pytest.raises(UserError, match=r"train.tar is no intact tar file"):
+    build(source / "out", train_dir=source / "train.tar")
+
+
+def test_command_line_with_two_processes(source):
+  (source / "train" / SYNSETS[0] / f"{SYNSETS[0]}_1.JPEG").write_bytes(b"broken")
+  command = [sys.executable, "-m", "resnet.tools.build_imagenet_records", f"--output_dir={source / 'out'}"]
+  command += [f"--train_dir={source / 'train'}", "--train_shards=2", "--num_workers=2"]
+  run = subprocess.run(
+    command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parent.parent, timeout=120, check=False
+  )
+  assert run.returncode == 1
+  assert "error: 1 of 9 pictures were skipped" in run.stderr.splitlines()[-1]
+  assert "Traceback" not in run.stderr
+  assert "skipped n01440764_1.JPEG" in run.stdout
+  assert "8 pictures in 2 record files" in run.stdout
+  assert len(records(source / "out")) == 8
