@@ -34,7 +34,7 @@ def checkpoint_prefix(path: str | os.PathLike) -> Iterator[str]:
     yield _find(pathlib.Path(path), path)
   elif os.path.isfile(f"{os.fspath(path)}.index"):
     yield os.fspath(path)
-  elif os.path.isfile(path) and tarfile.is_tarfile(path):
+  elif os.path.isfile(path):
     with tempfile.TemporaryDirectory() as folder:
       _unpack(path, pathlib.Path(folder))
       yield _find(pathlib.Path(folder), path)
@@ -84,7 +84,9 @@ def _unpack(path: str | os.PathLike, folder: pathlib.Path) -> None:
         with source, open(target, "xb") as file:
           shutil.copyfileobj(source, file)
   except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-    raise UserError(f"cannot unpack {path}: {error or 'it is damaged'}") from error
+    raise UserError(
+      f"no checkpoint at {path}: it is neither a checkpoint's prefix nor a whole tar archive ({error})"
+    ) from error
 
 
 def _check_member(member: tarfile.TarInfo, size: int, path: str | os.PathLike) -> None:
