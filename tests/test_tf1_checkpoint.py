@@ -218,7 +218,7 @@ def test_a_graph_of_tensorflow_1_restores_what_is_written(tmp_path):
   bias_written = variable_map(model)["logit/b"].numpy()
   with tf.Graph().as_default(), tf.compat.v1.Session() as session:
     with tf.compat.v1.variable_scope("Model"):
-      bias = tf.compat.v1.get_variable("logit/b", [10])
+      bias = tf.compat.v1.get_variable("logit/b", initializer=tf.zeros(10))
     latest = tf.train.latest_checkpoint(str(tmp_path))
     assert (tmp_path / "model.ckpt-0.meta").is_file()  # The original's evaluation asks for it.
     tf.compat.v1.train.Saver().restore(session, latest)

@@ -99,7 +99,7 @@ def save_tf1_checkpoint(model: keras.Model, optimizer: Momentum, folder: str | o
       feeds[feed] = value
     with tf.compat.v1.Session(config=tf.compat.v1.ConfigProto(device_count={"GPU": 0})) as session:
       session.run(tf.compat.v1.variables_initializer(variables), feeds)
-      saver = tf.compat.v1.train.Saver(variables)
+      saver = tf.compat.v1.train.Saver(variables, save_relative_paths=True)  # The folder may be moved.
       saver.save(session, os.path.join(pathlib.Path(folder).resolve(), "model.ckpt"), global_step=step)
 
 
