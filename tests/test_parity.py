@@ -22,18 +22,26 @@ STATISTICS = 5e-6  # 1.4e-6
 WEIGHTS = {1: 5e-6, 3: 2e-4}  # 1.5e-6 and 1.4e-4, by the number of steps
 WEIGHT_CHANGES = {1: 5e-4, 3: 5e-3}  # 1.8e-4 and 1.7e-3, mostly rounding: a step is a small part of a weight
 
+# (case, how gradients are computed, whether in a tf.function): ordinary backpropagation, or manual gradients
+# by one of the forms of the reversible chain. The form of a loop is for graphs.
 RUNS = [
-  pytest.param((case, manual, graph), id=f"{case}-{'manual' if manual else 'ordinary'}-{mode}")
+  (case, gradients, graph)
   for case in CASES
-  for manual in ((True, False) if case.startswith("revnet") else (False,))
-  for graph, mode in ((False, "eager"), (True, "graph"))
+  for gradients, graph in (
+    [("ordinary", False), ("ordinary", True)]
+    + [("unrolled", False), ("unrolled", True), ("while_loop", True)] * case.startswith("revnet")
+  )
 ]
+over_runs = pytest.mark.parametrize(
+  "key", RUNS, ids=lambda key: f"{key[0]}-{key[1]}-{'graph' if key[2] else 'eager'}"
+)
 
 
 @functools.cache
-def run(case: str, manual: bool, graph: bool) -> dict[str, np.ndarray]:
+def run(case: str, gradients: str, graph: bool) -> dict[str, np.ndarray]:
   """What expected.npz holds, computed here."""
-  model, optimizer = restored(case, manual_gradients=manual)
+  manual = {} if gradients == "ordinary" else {"manual_gradients": True, "chain": gradients}
+  model, optimizer = restored(case, **{"manual_gradients": False, **manual})
   names = {id(variable): f"Model/{name}" for name, variable in variable_map(model).items()}
   wrap = tf.function if graph else lambda function: function
   probabilities = wrap(lambda x, training: tf.nn.softmax(model(x, training=training)))
@@ -43,11 +51,11 @@ def run(case: str, manual: bool, graph: bool) -> dict[str, np.ndarray]:
   computed = {"eval_probabilities": probabilities(x, training=False)}
   losses = []
   for number in (1, 2, 3):
-    loss, gradients = step(x, y)
-    optimizer.apply(gradients, model.trainable_variables)
+    loss, d_weights = step(x, y)
+    optimizer.apply(d_weights, model.trainable_variables)
     losses.append(loss)
     if number == 1:
-      for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
+      for variable, gradient in zip(model.trainable_variables, d_weights, strict=True):
         computed[f"gradient/{names[id(variable)]}"] = gradient
     for variable in model.variables if number != 2 else ():
       computed[f"after_{number}_steps/{names[id(variable)]}"] = variable.numpy()
@@ -75,32 +83,32 @@ def worst(errors: dict[str, float]) -> tuple[float, str]:
   return errors[name], name
 
 
-@pytest.mark.parametrize("key", RUNS)
+@over_runs
 def test_all_that_the_original_computed_is_compared(key):
   assert set(run(*key)) == set(expected(key[0])) - {"x", "y"}
 
 
-@pytest.mark.parametrize("key", RUNS)
+@over_runs
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_probabilities(key, mode):
   name = f"{mode}_probabilities"
   assert error(run(*key)[name], expected(key[0])[name]) <= PROBABILITIES
 
 
-@pytest.mark.parametrize("key", RUNS)
+@over_runs
 @pytest.mark.parametrize("name", ["train_cross_entropy", "step_cross_entropy"])
 def test_cross_entropy(key, name):
   assert error(run(*key)[name], expected(key[0])[name]) <= CROSS_ENTROPY
 
 
-@pytest.mark.parametrize("key", RUNS)
+@over_runs
 def test_gradients(key):
   computed, original = run(*key), expected(key[0])
   errors = {n: error(computed[n], original[n]) for n in original if n.startswith("gradient/")}
   assert worst(errors) <= (GRADIENTS, "")
 
 
-@pytest.mark.parametrize("key", RUNS)
+@over_runs
 @pytest.mark.parametrize("steps", [1, 3])
 def test_training_steps(key, steps):
   computed, original, before = run(*key), expected(key[0]), started_from(key[0])

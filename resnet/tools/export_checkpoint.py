@@ -75,7 +75,9 @@ def export_checkpoint(
   model = get_model(config)
   optimizer = Momentum(learning_rate_schedule(config), config.momentum)
   optimizer.build(model.trainable_variables)
-  Checkpoints(experiment.folder, model, optimizer).restore(step)
+  checkpoints = Checkpoints(experiment.folder, model, optimizer)
+  step = checkpoints.latest_step() if step is None else step
+  checkpoints.restore(step)
   with fresh_folder(pathlib.Path(output)) as folder:
     save_config(config, folder / experiment.config_file.name)
     if "tf1" in formats:
@@ -86,7 +88,7 @@ def export_checkpoint(
     if "saved_model" in formats:
       images = tf.TensorSpec((None, config.height, config.width, config.num_channel), tf.float32)
       model.export(folder / "saved_model", input_signature=[images], verbose=False)
-  return int(optimizer.iterations.numpy())
+  return step
 
 
 if __name__ == "__main__":

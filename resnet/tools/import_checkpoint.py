@@ -7,9 +7,11 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before TensorFlow is loaded: warnings and worse only.
 
+import dataclasses
+
 from absl import flags
 
-from resnet.configs import save_config
+from resnet.configs import get_config, get_config_from_json, override_config, save_config
 from resnet.configs.config import NUM_CLASSES, Config
 from resnet.models import get_model
 from resnet.training.checkpoint import Checkpoints
@@ -17,7 +19,7 @@ from resnet.training.lr_schedule import learning_rate_schedule
 from resnet.training.optimizer import Momentum
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
-from resnet.utils.experiment import Experiment, open_experiment
+from resnet.utils.experiment import Experiment
 from resnet.utils.fresh_folder import fresh_folder
 from resnet.utils.tf1_checkpoint import load_tf1_checkpoint
 
@@ -40,17 +42,11 @@ def define_flags() -> None:
 def main() -> None:
   if (FLAGS.model is None) == (FLAGS.config is None):
     raise UserError("one of --model and --config must be given: what the checkpoint is of")
-  experiment, config = open_experiment(
-    FLAGS.id,
-    FLAGS.results,
-    logs="",  # No curves are written.
-    restore=False,
-    model=FLAGS.model,
-    default_model="",
-    config_file=FLAGS.config,
-    overrides=FLAGS.override,
-    dataset=FLAGS.dataset,
-  )
+  experiment = Experiment.named(FLAGS.id, FLAGS.results, logs="")  # No curves are written.
+  config = get_config(FLAGS.model) if FLAGS.model else get_config_from_json(FLAGS.config)
+  if FLAGS.dataset:
+    config = dataclasses.replace(config, dataset=FLAGS.dataset, num_classes=NUM_CLASSES[FLAGS.dataset])
+  config = override_config(config, FLAGS.override)
   step = import_checkpoint(FLAGS.checkpoint, experiment, config)
   print(f"experiment {experiment.id}: {config.name} at step {step:,}, in {experiment.folder}")
 
