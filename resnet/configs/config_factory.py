@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from resnet.configs.config import Config
+from resnet.configs.original import from_original, is_original
 from resnet.utils.errors import UserError
 
 _REGISTRY: dict[str, Config] = {}
@@ -32,7 +33,11 @@ def get_config(name: str) -> Config:
 
 
 def get_config_from_json(path: str | os.PathLike) -> Config:
-  """The configuration saved at `path` by `save_config`.
+  """The configuration saved at `path` by `save_config`, or as conf.json by the original code.
+
+  A file with a field that only the original knows is read as the original's: `resnet.configs.original`
+  lists these fields. Its name is that of the class it was derived from, often of another network; where
+  a configuration registered here has the same network, the name is taken from it.
 
   Raises:
     UserError (a ValueError): no such file, not JSON, a field unknown, missing or impossible.
@@ -47,12 +52,16 @@ def get_config_from_json(path: str | os.PathLike) -> Config:
   if not isinstance(fields, dict):
     raise UserError(f"config {path} must be a JSON object of fields, got a {type(fields).__name__}")
   try:
+    original = is_original(fields)
+    if original:
+      fields = from_original(fields)
     for name in fields:
       _require_field(name)
     missing = [name for name in _field_names() if name not in fields]
     if missing:
       raise UserError(f"missing field {', '.join(missing)}")
-    return Config(**fields)
+    config = Config(**fields)
+    return _renamed(config) if original else config
   except UserError as error:
     raise UserError(f"config {path}: {error}") from error
 
@@ -84,6 +93,23 @@ def override_config(config: Config, overrides: Iterable[str]) -> Config:
     current = getattr(config, name)
     changes[name] = text if isinstance(current, str) else _parse(name, text, isinstance(current, tuple))
   return dataclasses.replace(config, **changes)
+
+
+def _renamed(config: Config) -> Config:
+  """`config`, under the name of the registered configuration of the same network if there is one."""
+  same = [known.name for known in _REGISTRY.values() if _network(known) == _network(config)]
+  if not same or config.name in same:
+    return config
+  return dataclasses.replace(config, name=same[0])
+
+
+def _network(config: Config) -> list[object]:
+  """What makes two networks one, up to the number of classes."""
+  names = (
+    "model_class height width num_channel num_residual_units filters strides use_bottleneck "
+    "init_filter init_stride init_max_pool"
+  )
+  return [getattr(config, name) for name in names.split()]
 
 
 def _parse(name: str, text: str, is_list: bool) -> object:

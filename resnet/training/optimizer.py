@@ -26,8 +26,12 @@ class Momentum(keras.optimizers.Optimizer):
     super().build(variables)
     self.accumulators = [self.add_variable_from_reference(v, "accumulator") for v in variables]
 
+  def accumulator(self, variable: keras.Variable) -> keras.Variable:
+    """The accumulator of `variable`, one of those that the optimizer was built for."""
+    return self.accumulators[self._get_variable_index(variable)]
+
   def update_step(self, gradient, variable, learning_rate):
-    accumulator = self.accumulators[self._get_variable_index(variable)]
+    accumulator = self.accumulator(variable)
     tf.raw_ops.ResourceApplyMomentum(
       var=variable.handle,
       accum=accumulator.handle,

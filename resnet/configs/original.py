@@ -1,0 +1,75 @@
+"""Configurations as the original code saved them, conf.json beside its checkpoints.
+
+Most fields carry over by name. `OWN_FIELDS` are those that do not; any one of them marks a
+configuration as the original's.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from resnet.utils.errors import UserError
+
+# Fields of the original alone, and why nothing is lost by dropping them here.
+_DROPPED = {
+  "min_lrn_rate": "read nowhere in the original",
+  "trainval_iter": "read nowhere in the original",
+  "div255": "read nowhere in the original: CIFAR images are not divided by 255",
+  "whiten": "read nowhere in the original: CIFAR images are not whitened",
+  "data_aug": "read nowhere in the original: training images are always augmented",
+  "prefetch": "read nowhere in the original; it would not change the batches",
+}
+# Fields of the original alone that name a choice, of which the networks here implement one.
+_FIXED = {
+  "filter_initialization": ("'normal'", lambda value: value == "normal"),
+  "relu_leakiness": ("0", lambda value: value in (0, False)),
+  "activate_before_residual": (
+    "true for the first stage and false for all others",
+    lambda value: isinstance(value, list) and value[:1] == [True] and not any(value[1:]),
+  ),
+}
+OWN_FIELDS = (*_DROPPED, *_FIXED, "lr_scheduler_type")
+
+
+def is_original(fields: Mapping[str, Any]) -> bool:
+  """Whether a configuration is in the original's form: it has a field that only the original knows."""
+  return any(name in fields for name in OWN_FIELDS)
+
+
+def from_original(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields of a `Config` that mean what `fields` meant to the original code.
+
+  Its `lr_scheduler_type` is called `lr_scheduler` here. Strides and filters beyond the last stage, which
+  it does not read, are cut. What it does not have is what its code does all the same: see `_implied`.
+  Fields that neither code knows stay as they are.
+
+  Raises:
+    UserError (a ValueError): a choice that the networks here do not implement.
+  """
+  for name, (supported, is_supported) in _FIXED.items():
+    if name in fields and not is_supported(fields[name]):
+      raise UserError(f"{name} must be {supported}, got {fields[name]!r}")
+  kept = {name: value for name, value in fields.items() if name not in OWN_FIELDS}
+  if "lr_scheduler_type" in fields:
+    kept["lr_scheduler"] = fields["lr_scheduler_type"]
+  kept = {**_implied(kept), **{name: value for name, value in kept.items() if value is not None}}
+  stages = kept.get("num_residual_units")
+  if isinstance(stages, list):
+    for name, length in (("strides", len(stages)), ("filters", len(stages) + 1)):
+      if isinstance(kept.get(name), list):
+        kept[name] = kept[name][:length]
+  return kept
+
+
+def _implied(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """What the original's code does where its configuration is silent.
+
+  Only its ImageNet configurations name a preprocessor. Its CIFAR script sets num_classes by --dataset,
+  which is cifar-10 by default, evaluates in batches of 100, and on the held out images only on demand.
+  """
+  implied: dict[str, Any] = {"chain": "auto", "run_validation": False, "seed": 1234}
+  if fields.get("model_class") == "resnet":
+    implied["manual_gradients"] = False
+  if "preprocessor" in fields:
+    return {**implied, "dataset": "imagenet"}
+  dataset = "cifar-100" if fields.get("num_classes") == 100 else "cifar-10"
+  return {**implied, "dataset": dataset, "num_classes": 10, "preprocessor": "cifar", "valid_batch_size": 100}

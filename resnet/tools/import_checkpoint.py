@@ -1,0 +1,81 @@
+"""Makes an experiment of a checkpoint of the original code, for the run scripts to evaluate or continue.
+
+python -m resnet.tools.import_checkpoint --checkpoint revnet-104.tar.gz --model revnet-104 --id ID
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before TensorFlow is loaded: warnings and worse only.
+
+import dataclasses
+
+from absl import flags
+
+from resnet.configs import get_config, get_config_from_json, override_config, save_config
+from resnet.configs.config import NUM_CLASSES, Config
+from resnet.models import get_model
+from resnet.training.checkpoint import Checkpoints
+from resnet.training.lr_schedule import learning_rate_schedule
+from resnet.training.optimizer import Momentum
+from resnet.utils.app import run
+from resnet.utils.errors import UserError
+from resnet.utils.experiment import Experiment
+from resnet.utils.fresh_folder import fresh_folder
+from resnet.utils.tf1_checkpoint import load_tf1_checkpoint
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+  flags.DEFINE_string(
+    "checkpoint", None, "Checkpoint of the original code: its prefix, its folder, or a .tar.gz of it."
+  )
+  flags.DEFINE_string("model", None, "Model that it is of: one of resnet/configs.")
+  flags.DEFINE_string("config", None, "JSON file of its configuration, instead of --model.")
+  flags.DEFINE_enum("dataset", None, list(NUM_CLASSES), "Dataset. Default: the configuration's.")
+  flags.DEFINE_multi_string("override", [], "field=value: a field of the configuration to change. Repeatable.")
+  flags.DEFINE_string("id", None, "Experiment ID, a new one.")
+  flags.DEFINE_string("results", "./results/imagenet", "Folder of checkpoints, by experiment ID.")
+  flags.mark_flags_as_required(["checkpoint", "id"])
+
+
+def main() -> None:
+  if (FLAGS.model is None) == (FLAGS.config is None):
+    raise UserError("one of --model and --config must be given: what the checkpoint is of")
+  experiment = Experiment.named(FLAGS.id, FLAGS.results, logs="")  # No curves are written.
+  config = get_config(FLAGS.model) if FLAGS.model else get_config_from_json(FLAGS.config)
+  if FLAGS.dataset:
+    config = dataclasses.replace(config, dataset=FLAGS.dataset, num_classes=NUM_CLASSES[FLAGS.dataset])
+  config = override_config(config, FLAGS.override)
+  step = import_checkpoint(FLAGS.checkpoint, experiment, config)
+  print(f"experiment {experiment.id}: {config.name} at step {step:,}, in {experiment.folder}")
+
+
+def import_checkpoint(checkpoint: str | os.PathLike, experiment: Experiment, config: Config) -> int:
+  """Writes weights, moving statistics, momentum and step of `checkpoint` as the experiment's checkpoint.
+
+  Args:
+    checkpoint: of the original code, as for `load_tf1_checkpoint`.
+    experiment: its folder must not exist. It is made whole, or not at all.
+    config: of the checkpoint's network.
+
+  Returns:
+    The step.
+
+  Raises:
+    UserError (a ValueError): the experiment exists, or the checkpoint cannot be read or does not fit.
+  """
+  experiment.require_new()
+  model = get_model(config)
+  optimizer = Momentum(learning_rate_schedule(config), config.momentum)
+  load_tf1_checkpoint(model, checkpoint, optimizer)
+  step = int(optimizer.iterations.numpy())
+  with fresh_folder(experiment.folder) as folder:
+    save_config(config, folder / experiment.config_file.name)
+    Checkpoints(folder, model, optimizer).save(step)
+  return step
+
+
+if __name__ == "__main__":
+  define_flags()
+  run(main)
