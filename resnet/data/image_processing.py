@@ -153,17 +153,17 @@ def _vgg_crop(encoded: tf.Tensor, side: tf.Tensor, position: tf.Tensor, height: 
   scaled_size = tf.maximum(tf.cast(tf.round(tf.cast(size, tf.float32) * scale), tf.int32), side)
   room = tf.cast(scaled_size - crop_size + 1, tf.float32)
   offset = tf.floor(position * room)  # of the crop, in scaled pixels
-  # The crop's first and last pixel centres, in pixels of the source.
-  first = (offset + 0.5) / scale - 0.5
+  # The crop's first and last pixel centres, in pixels of the source; in a crop at the picture's edge they would
+  # lie outside it by up to half a pixel.
+  first = tf.maximum((offset + 0.5) / scale - 0.5, 0)
   last = (offset + tf.cast(crop_size, tf.float32) - 0.5) / scale - 0.5
+  last = tf.minimum(last, tf.cast(size - 1, tf.float32))
   # Beyond them bilinear interpolation needs one source pixel, whose chroma needs another.
   begin = tf.cast(tf.maximum(tf.floor(first) - 1, 0), tf.int32)
   end = tf.minimum(tf.cast(tf.math.ceil(last), tf.int32) + 2, size)
   source = _decode_window(encoded, lambda _: tf.concat([begin, end - begin], 0))
-  # At the picture's edge the first and last centre lie outside by up to half a pixel: repeat the edge.
-  source = tf.pad(source, [[1, 1], [1, 1], [0, 0]], "SYMMETRIC")
-  origin = tf.cast(begin - 1, tf.float32)
-  extent = tf.cast(tf.shape(source)[:2] - 1, tf.float32)
+  origin = tf.cast(begin, tf.float32)
+  extent = tf.cast(end - begin - 1, tf.float32)
   box = tf.concat([(first - origin) / extent, (last - origin) / extent], 0)
   image = tf.image.crop_and_resize(source[tf.newaxis], box[tf.newaxis], [0], crop_size)[0]
   return tf.ensure_shape(image, [height, width, 3]) - VGG_MEAN
