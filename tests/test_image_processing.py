@@ -24,7 +24,8 @@ def training(encoded, preprocessor="inception", boxes=NO_BOXES, seed=(1, 2), tur
 def test_jitter_equals_tf_image(order, mirror, draws):
   image = np.random.RandomState(3).uniform(-20, 275, [16, 12, 3]).astype(np.float32)
   image[0, 0], image[0, 1], image[0, 2], image[0, 3] = 0, 255, 100, (200, 100, 100)
-  jitter = jitter_from_uniform(tf.constant(draws, tf.float32))
+  draws = tf.constant(draws, tf.float32)
+  jitter = jitter_from_uniform(draws)
   expected = tf.image.flip_left_right(image) if mirror else tf.constant(image)
   expected = tf.image.adjust_brightness(expected / 255, jitter.brightness)
   if order == 1:
@@ -34,7 +35,7 @@ def test_jitter_equals_tf_image(order, mirror, draws):
   if order == 0:
     expected = tf.image.adjust_contrast(expected, jitter.contrast)
   expected = 2 * tf.clip_by_value(expected, 0, 1) - 1
-  np.testing.assert_allclose(mirror_and_jitter(image, jitter, order, mirror), expected, atol=2e-4)
+  np.testing.assert_allclose(mirror_and_jitter(image, draws, order, mirror), expected, atol=2e-4)
 
 
 def test_jitter_covers_the_ranges_of_inception():
@@ -79,7 +80,7 @@ def test_methods_and_orders_in_turn(monkeypatch):
   monkeypatch.setattr(
     image_processing,
     "mirror_and_jitter",
-    lambda image, jitter, order, mirror: tf.cast(image, tf.float32) + 1000.0 * order,
+    lambda image, draws, order, mirror: tf.cast(image, tf.float32) + 1000.0 * order,
   )
   encoded = tf.io.encode_png(picture(5, 37, 53)).numpy()  # no loss: exactly comparable
   boxes = tf.constant([[0.0, 0.0, 1.0, 1.0]])

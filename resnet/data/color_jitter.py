@@ -27,12 +27,12 @@ def jitter_from_uniform(draws: tf.Tensor) -> Jitter:
 
 
 @tf.function(jit_compile=True, autograph=False)
-def mirror_and_jitter(image: tf.Tensor, jitter: Jitter, order: int, mirror: bool) -> tf.Tensor:
+def mirror_and_jitter(image: tf.Tensor, draws: tf.Tensor, order: int, mirror: bool) -> tf.Tensor:
   """Mirrors, jitters the colours, clips and scales.
 
   Args:
     image: [H, W, 3], uint8 or float32, in 0..255 (bicubic interpolation may exceed that range).
-    jitter: the draws.
+    draws: [4] float32, uniform in [0, 1): see `jitter_from_uniform`.
     order: 0: brightness, saturation, hue, contrast; 1: brightness, contrast, saturation, hue. As in the
       original, values are clipped once, at the end. Compiled for each, and for each value of `mirror`.
     mirror: swap left and right first.
@@ -40,6 +40,7 @@ def mirror_and_jitter(image: tf.Tensor, jitter: Jitter, order: int, mirror: bool
   Returns:
     [H, W, 3] float32, in [-1, 1].
   """
+  jitter = jitter_from_uniform(draws)
   # Channels first: each colour plane is then contiguous, and the loops over it are vectorised.
   image = tf.transpose(tf.cast(image, tf.float32), [2, 0, 1])
   if mirror:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from resnet.data.color_jitter import NUM_ORDERS, jitter_from_uniform, mirror_and_jitter
+from resnet.data.color_jitter import NUM_ORDERS, mirror_and_jitter
 
 # The resize methods in the original's order. They sample with TensorFlow 1's convention, output pixel i at
 # input coordinate i * scale, which the weights in existing checkpoints were trained with; tf.image.resize
@@ -53,7 +53,7 @@ def preprocess_for_training(
     encoded: scalar string, the JPEG (or PNG) file.
     boxes: [N, 4] float32, annotated objects as ymin, xmin, ymax, xmax in [0, 1]; N may be 0: the whole image.
       Only inception looks at them.
-    seed: [2] integers; everything random follows from it.
+    seed: [2] integers, not negative; everything random follows from it.
     turn: scalar integer. inception takes its four resize methods and two colour orders in turn: method
       turn % 4, order turn % 2 (the original numbers its reading threads and uses a thread's number).
     height: of the result, pixels.
@@ -82,13 +82,12 @@ def preprocess_for_evaluation(preprocessor: str, encoded: tf.Tensor, height: int
 def _inception_training(
   encoded: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, turn: tf.Tensor | int, height: int, width: int
 ) -> tf.Tensor:
-  crop_seed, draw_seed = tf.unstack(tf.random.split(seed, 2))
 
   def window(size: tf.Tensor) -> tf.Tensor:
     begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
       tf.concat([size, [3]], 0),
       boxes[tf.newaxis],
-      crop_seed,
+      seed,
       min_object_covered=0.1,
       aspect_ratio_range=(0.75, 1.33),
       area_range=(0.05, 1.0),
@@ -98,12 +97,12 @@ def _inception_training(
     return tf.concat([begin[:2], extent[:2]], 0)
 
   crop = _decode_window(encoded, window)
-  draws = tf.random.stateless_uniform([5], draw_seed)
-  jitter = jitter_from_uniform(draws[1:])
+  draws = tf.random.stateless_uniform([5], _other(seed))
+  jitter_draws = draws[1:]
 
   def branch(method: int, mirror: bool) -> Callable[[], tf.Tensor]:
     def resize_and_jitter() -> tf.Tensor:
-      return mirror_and_jitter(_resize(crop, method, height, width), jitter, method % NUM_ORDERS, mirror)
+      return mirror_and_jitter(_resize(crop, method, height, width), jitter_draws, method % NUM_ORDERS, mirror)
 
     return resize_and_jitter
 
@@ -124,10 +123,9 @@ def _inception_evaluation(encoded: tf.Tensor, height: int, width: int) -> tf.Ten
 
 
 def _vgg_training(encoded: tf.Tensor, seed: tf.Tensor, height: int, width: int) -> tf.Tensor:
-  side_seed, draw_seed = tf.unstack(tf.random.split(seed, 2))
   shortest, longest = VGG_SIDE_RANGE
-  side = tf.random.stateless_uniform([], side_seed, shortest, longest + 1, tf.int32)
-  draws = tf.random.stateless_uniform([3], draw_seed)
+  side = tf.random.stateless_uniform([], seed, shortest, longest + 1, tf.int32)
+  draws = tf.random.stateless_uniform([3], _other(seed))
   image = _vgg_crop(encoded, side, draws[1:], height, width)
   return tf.cond(draws[0] < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
 
@@ -155,20 +153,19 @@ def _vgg_crop(encoded: tf.Tensor, side: tf.Tensor, position: tf.Tensor, height: 
   scaled_size = tf.maximum(tf.cast(tf.round(tf.cast(size, tf.float32) * scale), tf.int32), side)
   room = tf.cast(scaled_size - crop_size + 1, tf.float32)
   offset = tf.floor(position * room)  # of the crop, in scaled pixels
-  # Past the crop's border, bilinear interpolation needs one source pixel and its chroma upsampling another.
-  margin = 2.0
-  begin = tf.cast(tf.maximum(tf.floor(offset / scale) - margin, 0), tf.int32)
-  end = tf.math.ceil((offset + tf.cast(crop_size, tf.float32)) / scale) + margin
-  end = tf.minimum(tf.cast(end, tf.int32), size)
+  # The crop's first and last pixel centres, in pixels of the source; in a crop at the picture's edge they would
+  # lie outside it by up to half a pixel.
+  first = tf.maximum((offset + 0.5) / scale - 0.5, 0)
+  last = (offset + tf.cast(crop_size, tf.float32) - 0.5) / scale - 0.5
+  last = tf.minimum(last, tf.cast(size - 1, tf.float32))
+  # Beyond them bilinear interpolation needs one source pixel, whose chroma needs another.
+  begin = tf.cast(tf.maximum(tf.floor(first) - 1, 0), tf.int32)
+  end = tf.minimum(tf.cast(tf.math.ceil(last), tf.int32) + 2, size)
   source = _decode_window(encoded, lambda _: tf.concat([begin, end - begin], 0))
-  image = tf.raw_ops.ScaleAndTranslate(
-    images=source[tf.newaxis],
-    size=crop_size,
-    scale=tf.stack([scale, scale]),
-    translation=tf.cast(begin, tf.float32) * scale - offset,
-    kernel_type="triangle",
-    antialias=False,
-  )[0]
+  origin = tf.cast(begin, tf.float32)
+  extent = tf.cast(end - begin - 1, tf.float32)
+  box = tf.concat([(first - origin) / extent, (last - origin) / extent], 0)
+  image = tf.image.crop_and_resize(source[tf.newaxis], box[tf.newaxis], [0], crop_size)[0]
   return tf.ensure_shape(image, [height, width, 3]) - VGG_MEAN
 
 
@@ -198,6 +195,11 @@ def _decode_size(encoded: tf.Tensor) -> tf.Tensor:
     lambda: tf.io.extract_jpeg_shape(encoded)[:2],
     lambda: tf.shape(tf.io.decode_jpeg(encoded, channels=3))[:2],
   )
+
+
+def _other(seed: tf.Tensor) -> tf.Tensor:
+  """A seed that no example has, for a second, independent draw."""
+  return tf.bitwise.invert(seed)
 
 
 def _resize(image: tf.Tensor, method: int, height: int, width: int) -> tf.Tensor:
