@@ -50,7 +50,7 @@ class Result:
 def summarize(results: Sequence[Result]) -> list[dict[str, Any]]:
   """A row of numbers for each result, in order. None where there is no number.
 
-  Statistics are [median, least, greatest] over rounds:
+  Statistics are median, min and max over rounds:
 
   - step_seconds, of the mean step of a round;
   - ratio_to_ordinary, of its ratio to that of `ordinary` in the same round, for the same model, batch and
@@ -65,7 +65,7 @@ def summarize(results: Sequence[Result]) -> list[dict[str, Any]]:
     case = result.case
     ordinary = finished.get(dataclasses.replace(case, mode="ordinary"))
     done = case in finished
-    step = statistics_of(result.step_seconds)
+    step = _statistics(result.step_seconds)
     pairs = zip(result.step_seconds, ordinary.step_seconds, strict=True) if done and ordinary else ()
     rows.append(
       {
@@ -74,8 +74,8 @@ def summarize(results: Sequence[Result]) -> list[dict[str, Any]]:
         "first_step_seconds": result.first_step_seconds,
         "round_step_seconds": result.step_seconds,
         "step_seconds": step,
-        "ratio_to_ordinary": statistics_of([ours / theirs for ours, theirs in pairs]),
-        "images_per_second": case.batch / step[0] if step else None,
+        "ratio_to_ordinary": _statistics([ours / theirs for ours, theirs in pairs]),
+        "images_per_second": case.batch / step["median"] if step else None,
         "peak_mb": result.peak_bytes / MB if result.peak_bytes is not None else None,
         "mb_per_image": _mb_per_image(case, finished) if done else None,
       }
@@ -83,9 +83,8 @@ def summarize(results: Sequence[Result]) -> list[dict[str, Any]]:
   return rows
 
 
-def statistics_of(values: Sequence[float]) -> list[float] | None:
-  """[median, least, greatest]."""
-  return [statistics.median(values), min(values), max(values)] if values else None
+def _statistics(values: Sequence[float]) -> dict[str, float] | None:
+  return {"median": statistics.median(values), "min": min(values), "max": max(values)} if values else None
 
 
 def _mb_per_image(case: Case, finished: dict[Case, Result]) -> float | None:
@@ -101,39 +100,31 @@ def _mb_per_image(case: Case, finished: dict[Case, Result]) -> float | None:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-  """The rows of `summarize` as aligned plain text."""
-  header = [
-    *("model", "mode", "units", "batch", "first step s", "step ms (min-max)", "x ordinary (min-max)"),
-    *("images/s", "peak MB", "MB/image"),
-  ]
-  lines = [header, *([*map(str, _cells(row))] for row in rows)]
-  widths = [max(len(line[k]) for line in lines if k < len(line)) for k in range(len(header))]
-  return "\n".join(
+  """The rows of `summarize` as aligned plain text, the reasons of failures below."""
+  header = ["model", "mode", "units", "batch", "first step s", "step ms (min-max)", "x ordinary (min-max)"]
+  lines = [header + ["images/s", "peak MB", "MB/image"], *map(_cells, rows)]
+  widths = [max(map(len, column)) for column in zip(*lines)]
+  text = [
     "  ".join(
-      # Words to the left, numbers to the right; the reason of a failure may run on.
-      cell
-      if k >= len(line) - 1 and len(line) < len(header)
-      else cell.ljust(width)
-      if k < 2
-      else cell.rjust(width)
-      for k, (cell, width) in enumerate(zip(line, widths))
+      cell.ljust(width) if k < 2 else cell.rjust(width) for k, (cell, width) in enumerate(zip(line, widths))
     )
     for line in lines
-  )
+  ]
+  return "\n".join(text + [f"{_case(row)}: failed, {row['error']}" for row in rows if row["error"] is not None])
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
   case = _case(row)
   name = [case.model, case.mode, case.units_text, str(case.batch)]
   if row["error"] is not None:
-    return [*name, f"failed: {row['error']}"]
+    return [*name, "failed", *["-"] * 5]
   step, ratio = row["step_seconds"], row["ratio_to_ordinary"]
   return [
     *name,
     f"{row['first_step_seconds']:.2f}",
-    "{:.4g} ({:.4g}-{:.4g})".format(*(1000 * seconds for seconds in step)),
-    "{:.2f} ({:.2f}-{:.2f})".format(*ratio) if ratio else "-",
-    f"{row['images_per_second']:.4g}",
+    "{:.1f} ({:.1f}-{:.1f})".format(*(1000 * seconds for seconds in step.values())),
+    "{:.2f} ({:.2f}-{:.2f})".format(*ratio.values()) if ratio else "-",
+    f"{row['images_per_second']:.1f}",
     f"{row['peak_mb']:.0f}",
     "-" if row["mb_per_image"] is None else f"{row['mb_per_image']:.2f}",
   ]
@@ -154,16 +145,17 @@ def plot(rows: Sequence[dict[str, Any]], title: str, path: str | os.PathLike) ->
     batch = max(row["batch"] for row in ours)
     ours = [row for row in ours if row["batch"] == batch]
     per_image = any(row["mb_per_image"] is not None for row in ours)
-    memory = {_case(row): row["mb_per_image" if per_image else "peak_mb"] for row in ours}
+    memory_field = "mb_per_image" if per_image else "peak_mb"
+    memory = {_case(row): None if row["error"] else row[memory_field] for row in ours}
     times = {
-      _case(row): [1000 * seconds for seconds in row["step_seconds"]] if row["step_seconds"] else None
+      _case(row): None if row["error"] else [1000 * seconds for seconds in row["step_seconds"].values()]
       for row in ours
     }
     depths = {case.units for case in memory}
     if len(depths) > 1 and all(len(set(units)) == 1 for units in depths):
       _lines(axes[0], memory)
     else:
-      _bars(axes[0], {case: value and [value] * 3 for case, value in memory.items()})
+      _bars(axes[0], {case: None if value is None else [value] * 3 for case, value in memory.items()})
     _bars(axes[1], times)
     axes[0].set(
       title=model, ylabel="memory per image, MB" if per_image else f"peak memory at batch {batch}, MB"
@@ -173,9 +165,10 @@ def plot(rows: Sequence[dict[str, Any]], title: str, path: str | os.PathLike) ->
       axis.set_xlabel("residual units a stage")
       axis.set_ylim(bottom=0)
       axis.spines[["top", "right"]].set_visible(False)
-  shown = {}
+  shown: dict[str, Any] = {}
   for axis in figure.axes:
-    shown.update({label: handle for handle, label in zip(*axis.get_legend_handles_labels())})
+    for handle, label in zip(*axis.get_legend_handles_labels()):
+      shown.setdefault(label, handle)
   modes = [mode for mode in MODES if mode in shown]
   figure.legend([shown[mode] for mode in modes], modes, loc="outside lower center", ncols=4, frameon=False)
   figure.suptitle(title, fontsize="small")
@@ -198,10 +191,10 @@ def _lines(axis, values: dict[Case, float | None]) -> None:
 
 
 def _bars(axis, values: dict[Case, list[float] | None]) -> None:
-  """[height, least, greatest] as bars by mode, a group for each depth; "failed" where there is None."""
+  """[height, min, max] as bars by mode, a group for each depth; "failed" where there is None."""
   groups = list(dict.fromkeys(case.units_text for case in values))
   modes = [mode for mode in MODES if any(case.mode == mode for case in values)]
-  width = 0.8 / len(modes)
+  width = 0.8 / len(MODES)
   for case, value in values.items():
     x = groups.index(case.units_text) + (modes.index(case.mode) - (len(modes) - 1) / 2) * width
     if value is None:
