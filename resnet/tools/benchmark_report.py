@@ -191,17 +191,18 @@ def _lines(axis, values: dict[Case, float | None]) -> None:
 
 
 def _bars(axis, values: dict[Case, list[float] | None]) -> None:
-  """[height, min, max] as bars by mode, a group for each depth; "failed" where there is None."""
+  """[height, min, max] as bars by mode, a group for each depth; a word where there is None."""
   groups = list(dict.fromkeys(case.units_text for case in values))
   modes = [mode for mode in MODES if any(case.mode == mode for case in values)]
   width = 0.8 / len(MODES)
   for case, value in values.items():
     x = groups.index(case.units_text) + (modes.index(case.mode) - (len(modes) - 1) / 2) * width
     if value is None:
-      axis.text(x, 0, " failed", rotation=90, ha="center", va="bottom")
+      axis.text(x, 0, f" {case.mode} failed", rotation=90, ha="center", va="bottom")
       continue
     median, least, greatest = value
     spread = [[median - least], [greatest - median]] if greatest > least else None
     color = STYLES[case.mode][0]
     axis.bar(x, median, 0.9 * width, yerr=spread, color=color, ecolor="0.5", capsize=3, label=case.mode)
   axis.set_xticks(range(len(groups)), groups)
+  axis.set_xlim(-0.5, len(groups) - 0.5)
