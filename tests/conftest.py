@@ -1,13 +1,31 @@
 """Devices and determinism, before any test touches TensorFlow."""
 
 import os
+import runpy
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import pytest
 import tensorflow as tf
+from helpers import ROOT, fresh_flags
 
 # Two logical devices on the one CPU, so that data parallelism can be tested without GPUs.
 tf.config.set_logical_device_configuration(
   tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 tf.config.experimental.enable_op_determinism()
+
+
+@pytest.fixture
+def run_script(tmp_path, monkeypatch, capsys):
+  """A function that runs a script in this process, and returns its exit code or error message."""
+  monkeypatch.chdir(tmp_path)
+
+  def run_in_process(script, *arguments):
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with fresh_flags(), pytest.raises(SystemExit) as exit_info:
+      runpy.run_path(str(ROOT / script), run_name="__main__")
+    return exit_info.value.code
+
+  return run_in_process

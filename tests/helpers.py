@@ -2,6 +2,10 @@
 
 import contextlib
 import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -10,6 +14,14 @@ from absl import flags
 
 from resnet.configs import get_config
 from resnet.models import get_model
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def start(script: str, *arguments: str, cwd: pathlib.Path, **env: str) -> subprocess.CompletedProcess:
+  """Runs a script in a process of its own, as from the shell."""
+  command = [sys.executable, str(ROOT / script), *arguments]
+  return subprocess.run(command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, check=False)
 
 
 @contextlib.contextmanager

@@ -2,24 +2,13 @@
 
 import dataclasses
 import json
-import pathlib
-import runpy
-import subprocess
-import sys
 
 import pytest
-from helpers import fresh_flags
+from helpers import start
 
 from resnet.configs import get_config, save_config
 
-ROOT = pathlib.Path(__file__).parents[1]
 TINY = ["--dataset=digits", "--model=resnet-test", "--num_gpu=0", "--override=valid_batch_size=300"]
-
-
-def start(script, *arguments, cwd):
-  """Runs a script in a process of its own, as from the shell."""
-  command = [sys.executable, str(ROOT / script), *arguments]
-  return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def test_cifar_script_trains_stops_and_resumes(tmp_path):
@@ -45,20 +34,6 @@ def test_a_mistake_is_one_line_in_a_process_of_its_own(tmp_path):
   assert last.startswith("run_cifar_train.py: error: unknown model 'revnet-111'; allowed are resnet-32")
   assert "Traceback" not in process.stderr
   assert not list(tmp_path.iterdir())
-
-
-@pytest.fixture
-def run_script(tmp_path, monkeypatch, capsys):
-  """A function that runs a script in this process, and returns its exit code or error message."""
-  monkeypatch.chdir(tmp_path)
-
-  def run_in_process(script, *arguments):
-    monkeypatch.setattr(sys, "argv", [script, *arguments])
-    with fresh_flags(), pytest.raises(SystemExit) as exit_info:
-      runpy.run_path(str(ROOT / script), run_name="__main__")
-    return exit_info.value.code
-
-  return run_in_process
 
 
 @pytest.mark.parametrize(
