@@ -73,7 +73,16 @@ if [ "$DOWNLOAD_CIFAR" = yes ]; then
   done
 fi
 if [ "$DOWNLOAD_IMAGENET" = yes ]; then
-  fail "ImageNet cannot be downloaded without a login: get it from https://image-net.org"
+  archives=(ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar imagenet_2012_validation_synset_labels.txt)
+  for file in "${archives[@]}"; do
+    [ -e "data/$file" ] || fail "$file is not in $(realpath data). ImageNet cannot be downloaded without a login: \
+register at https://image-net.org, put ${archives[*]} (the synset of each validation picture, a line each) and, \
+if wanted, ILSVRC2012_bbox_train_v2.tar.gz there, and run this again"
+  done
+  boxes=()
+  [ ! -e data/ILSVRC2012_bbox_train_v2.tar.gz ] || boxes=(--bounding_boxes data/ILSVRC2012_bbox_train_v2.tar.gz)
+  python -m resnet.tools.build_imagenet_records --train_dir "data/${archives[0]}" --validation_dir "data/${archives[1]}" \
+    --validation_labels "data/${archives[2]}" --output_dir data/imagenet "${boxes[@]}"
 fi
 
 echo "Ready.${VIRTUAL_ENV:+ Activate the environment with: source ${VIRTUAL_ENV#"$PWD"/}/bin/activate}"
