@@ -44,7 +44,7 @@ class Config:
   init_stride: int
   init_max_pool: bool  # 3x3 max pool of stride 2 after the stem
   manual_gradients: bool  # rebuild activations in the backward pass instead of storing them
-  chain: str  # how manual gradients are computed, see resnet/models/reversible.py; "auto": the faster form
+  chain: str  # form of the manual gradients, see resnet/models/reversible.py; "auto": the faster one
   # Training.
   batch_size: int  # of one update, over all replicas
   valid_batch_size: int  # of evaluation
