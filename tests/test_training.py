@@ -78,8 +78,7 @@ def test_curves_and_checkpoints_come_when_they_are_due(uninterrupted):
   assert set(accuracies) == {"train_acc", "valid_acc"}
   header = (experiment.logs_folder / "learn_rate.csv").read_text().splitlines()
   assert header[0] == "step,time,lr"
-  # The rate at which the next step will be taken, step 4 -> iteration index 4 of the boundaries 3, 5.
-  assert [line.split(",")[2] for line in header[1:]] == ["1.000000e-01", "1.000000e-03", "1.000000e-03"]
+  assert [line.split(",")[2] for line in header[1:]] == ["1.000000e-01", "1.000000e-02", "1.000000e-03"]
 
 
 def test_the_curves_are_in_tensorboard_too(uninterrupted):
@@ -236,6 +235,21 @@ def test_evaluation_counts_every_example_once(replicas):
   assert top1 == np.mean(ranks[:, 0] == labels.numpy())
   assert top5 == np.mean(np.any(ranks[:, :5] == labels.numpy()[:, None], axis=1))
   assert top1 < top5 < 1
+
+
+def test_evaluation_takes_the_mean_of_the_replicas_moving_statistics():
+  strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+  with strategy.scope():
+    model = make_model("revnet-test")
+  images, labels = make_batch(model, size=8)
+  batches = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors((images, labels)))
+  strategy.run(lambda x, y: loss_and_gradients(model, x, y), args=next(iter(batches)))
+  moving = model.non_trainable_variables[0].value
+  first, second = (np.array(replica) for replica in moving.values)
+  assert np.any(first != second), "each replica has seen a batch of its own"
+  make_evaluate(model, strategy)(tf.data.Dataset.from_tensors((images, labels)))
+  for replica in moving.values:
+    np.testing.assert_allclose(replica, (first + second) / 2, rtol=1e-6)
 
 
 def test_devices_that_are_not_there_are_refused():

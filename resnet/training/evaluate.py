@@ -21,7 +21,8 @@ def make_evaluate(
 ) -> Callable[[tf.data.Dataset], list[float]]:
   """A function from a finite dataset of (images, labels) batches to the top-k accuracies, for k in `top`.
 
-  The batches are split over the strategy's replicas. It is traced once, whatever the batches' sizes.
+  The batches are split over the strategy's replicas, whose moving statistics are set to their mean before.
+  It is traced once, whatever the batches' sizes.
   """
 
   def count(images, labels):
@@ -37,6 +38,9 @@ def make_evaluate(
     return strategy.reduce(tf.distribute.ReduceOp.SUM, counts, axis=None)
 
   def evaluate(dataset):
+    if strategy.num_replicas_in_sync > 1:
+      for variable in model.non_trainable_variables:
+        variable.assign(tf.convert_to_tensor(variable.value))  # Outside of the replicas it reads as their mean.
     iterator = iter(strategy.experimental_distribute_dataset(dataset))
     total = 0
     while True:

@@ -63,7 +63,8 @@ def train(
   with strategy.scope():
     keras.utils.set_random_seed(config.seed)
     model = get_model(config)
-    optimizer = Momentum(learning_rate_schedule(config), config.momentum)
+    schedule = learning_rate_schedule(config)
+    optimizer = Momentum(schedule, config.momentum)
     optimizer.build(model.trainable_variables)
   checkpoints = Checkpoints(experiment.folder, model, optimizer, writes=chief)
   if restore:
@@ -101,7 +102,7 @@ def train(
       interrupted = signal_received()
       if saves or interrupted or step == stop:
         checkpoints.save(step)
-        logger.log("learn_rate", step, float(optimizer.learning_rate))
+        logger.log("learn_rate", step, float(schedule(step - 1)))
       if interrupted:
         bar.close()
         print(f"stopped at step {step}; continue with --restore --id {experiment.id}")
