@@ -45,7 +45,15 @@ def main():
     "valid_acc": test_data.evaluation_batches(),
   }
   accuracy = train(
-    config, experiment, strategy, train_data, evaluation_data, FLAGS.restore, FLAGS.max_num_steps
+    config,
+    experiment,
+    strategy,
+    train_data,
+    evaluation_data,
+    restore=FLAGS.restore,
+    max_num_steps=FLAGS.max_num_steps,
+    jit=FLAGS.jit,
+    monitors_reconstruction=FLAGS.monitor_reconstruction,
   )
   print(
     f"Final {'validation' if config.run_validation else 'test'} accuracy = {100 * accuracy['valid_acc']:.3f}"

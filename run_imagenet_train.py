@@ -35,7 +35,18 @@ def main():
     raise UserError(f"{config.name} is a model for {config.dataset}; train it by run_cifar_train.py")
   strategy = make_strategy(FLAGS.num_gpu, config.batch_size)
   train_data = get_dataset(config, FLAGS.data_dir, "train")
-  train(config, experiment, strategy, train_data, {}, FLAGS.restore, FLAGS.max_num_steps, FLAGS.num_pass)
+  train(
+    config,
+    experiment,
+    strategy,
+    train_data,
+    {},
+    restore=FLAGS.restore,
+    max_num_steps=FLAGS.max_num_steps,
+    num_pass=FLAGS.num_pass,
+    jit=FLAGS.jit,
+    monitors_reconstruction=FLAGS.monitor_reconstruction,
+  )
 
 
 if __name__ == "__main__":

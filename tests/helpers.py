@@ -37,12 +37,8 @@ def fresh_flags():
 
 def make_model(name: str, dtype: str = "float32", **fields) -> keras.Model:
   """The network of a registered configuration, its batch norms away from their initial values."""
-  keras.config.set_dtype_policy(dtype)
-  try:
-    keras.utils.set_random_seed(1)
-    model = get_model(dataclasses.replace(get_config(name), **fields))
-  finally:
-    keras.config.set_dtype_policy("float32")
+  keras.utils.set_random_seed(1)
+  model = get_model(dataclasses.replace(get_config(name), dtype=dtype, **fields))
   random = np.random.RandomState(2)
   for variable in model.variables:
     if variable.name in ("gamma", "moving_variance"):
@@ -54,11 +50,7 @@ def make_model(name: str, dtype: str = "float32", **fields) -> keras.Model:
 
 def copy_of(model: keras.Model, **fields) -> keras.Model:
   """A network with the same variables, of a configuration that differs in `fields`."""
-  keras.config.set_dtype_policy(model.dtype)
-  try:
-    copy = get_model(dataclasses.replace(model.config, **fields))
-  finally:
-    keras.config.set_dtype_policy("float32")
+  copy = get_model(dataclasses.replace(model.config, **fields))
   for ours, theirs in zip(copy.variables, model.variables, strict=True):
     ours.assign(theirs)
   return copy

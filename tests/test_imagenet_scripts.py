@@ -11,8 +11,7 @@ from resnet.models import get_model
 from resnet.training import evaluate
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.evaluate import evaluate_checkpoints
-from resnet.training.lr_schedule import learning_rate_schedule
-from resnet.training.optimizer import Momentum
+from resnet.training.optimizer import make_optimizer
 from resnet.utils.experiment import Experiment
 
 CONFIG = small_config(
@@ -68,8 +67,7 @@ def test_watching_takes_complete_checkpoints_as_they_appear(folder, monkeypatch)
   experiment = Experiment.named("a", str(folder / "results"), str(folder / "logs/public"))
   experiment.create(CONFIG)
   model = get_model(CONFIG)
-  optimizer = Momentum(learning_rate_schedule(CONFIG), CONFIG.momentum)
-  optimizer.build(model.trainable_variables)
+  optimizer = make_optimizer(CONFIG, model)
   checkpoints = Checkpoints(experiment.folder, model, optimizer)
 
   def half_written():

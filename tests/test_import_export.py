@@ -20,8 +20,7 @@ from resnet.models import get_model
 from resnet.tools.export_checkpoint import export_checkpoint
 from resnet.tools.import_checkpoint import import_checkpoint
 from resnet.training.checkpoint import Checkpoints
-from resnet.training.lr_schedule import learning_rate_schedule
-from resnet.training.optimizer import Momentum
+from resnet.training.optimizer import make_optimizer
 from resnet.training.strategy import make_strategy
 from resnet.training.train_loop import train
 from resnet.utils.errors import UserError
@@ -73,8 +72,7 @@ def _write_training_state(config, folder, step):
   """A checkpoint of the original's form, as in the middle of training."""
   keras.utils.set_random_seed(0)
   model = get_model(config)
-  optimizer = Momentum(learning_rate_schedule(config), config.momentum)
-  optimizer.build(model.trainable_variables)
+  optimizer = make_optimizer(config, model)
   random = np.random.RandomState(0)
   for accumulator in optimizer.accumulators:
     accumulator.assign(random.normal(scale=0.01, size=accumulator.shape))

@@ -9,7 +9,8 @@ import tensorflow as tf
 from helpers import assert_close, copy_of, make_batch, make_model, values
 
 from resnet.configs import get_config
-from resnet.models import get_model
+from resnet.models import ReversibleChain, get_model
+from resnet.models.residual import ResidualFunction
 from resnet.training.step import loss_and_gradients
 
 PARAMETERS = {
@@ -81,7 +82,10 @@ def paths(variables):
 
 
 @pytest.mark.parametrize("name", ["revnet-test", "revnet-btl-test"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-4)])
+@pytest.mark.parametrize(
+  ("dtype", "tolerance"),
+  [("float64", 1e-12), ("float32", 1e-4), ("mixed_bfloat16", 1e-3), ("mixed_float16", 1e-3)],
+)
 def test_manual_and_ordinary_gradients_agree(name, dtype, tolerance):
   model = make_model(name, dtype, num_residual_units=(3, 2))
   images, labels = make_batch(model)
@@ -93,6 +97,60 @@ def test_manual_and_ordinary_gradients_agree(name, dtype, tolerance):
   model(images, training=True)
   assert_close(manual[2], ordinary[2], tolerance, paths(model.non_trainable_variables))
   assert_close(manual[2], values(model.non_trainable_variables), tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "half"), [("mixed_bfloat16", tf.bfloat16), ("mixed_float16", tf.float16)])
+def test_mixed_precision_is_in_the_functions_alone(dtype, half, monkeypatch):
+  model = make_model("revnet-btl-test", dtype)
+  images, labels = make_batch(model)
+  computed, streams = set(), set()
+  call_function, call_chain = ResidualFunction.call, ReversibleChain.call
+
+  def function(self, x, training=False):
+    y = call_function(self, x, training=training)
+    computed.update({x.dtype, y.dtype})
+    return y
+
+  def chain(self, inputs, training=False):
+    outputs = call_chain(self, inputs, training=training)
+    streams.update(x.dtype for x in (*inputs, *outputs))
+    return outputs
+
+  monkeypatch.setattr(ResidualFunction, "call", function)
+  monkeypatch.setattr(ReversibleChain, "call", chain)
+  loss, gradients = loss_and_gradients(model, images, labels)
+  assert computed == {half}
+  assert streams == {tf.float32}
+  assert {tensor.dtype for tensor in [loss, *gradients]} == {tf.float32}
+  assert {variable.dtype for variable in model.variables} == {"float32"}
+
+
+def test_a_loss_scale_leaves_gradients_as_they_are():
+  model = make_model("revnet-test", "float64")
+  images, labels = make_batch(model)
+  _, plain = loss_and_gradients(model, images, labels)
+  loss, scaled = loss_and_gradients(copy_of(model), images, labels, tf.constant(2.0**15, tf.float64))
+  assert_close(scaled, plain, 1e-12)
+  assert 1 < loss < 10
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-13), ("float32", 1e-5)])
+def test_reconstruction_errors_are_those_of_the_stages(dtype, tolerance, monkeypatch):
+  model = make_model("revnet-test", dtype, num_residual_units=(3, 3))
+  images, _ = make_batch(model)
+  before = values(model.variables)
+  errors = model.reconstruction_errors(images).numpy()
+  assert errors.shape == (2,)
+  assert np.all((errors > 0) & (errors < tolerance))
+  for variable, value in zip(model.variables, before, strict=True):
+    np.testing.assert_array_equal(variable, value)
+  inverse = model.chains[1].inverse
+  monkeypatch.setattr(
+    model.chains[1], "inverse", lambda *a, **k: tf.nest.map_structure(lambda x: 0.75 * x, inverse(*a, **k))
+  )
+  errors = model.reconstruction_errors(images).numpy()
+  assert errors[0] < tolerance
+  assert errors[1] == pytest.approx(0.25, rel=1e-3)
 
 
 def test_eager_and_graph_agree():

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from resnet.configs import get_config
 from resnet.training.lr_schedule import learning_rate_schedule
-from resnet.training.optimizer import Momentum
+from resnet.training.optimizer import INITIAL_LOSS_SCALE, Momentum
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, tf.function], ids=["eager", "graph"])
@@ -26,8 +26,48 @@ def test_momentum_by_hand(wrap):
   assert int(optimizer.iterations.numpy()) == 3
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_step_that_overflows_anywhere_changes_no_weight_and_halves_the_scale(replicas, monkeypatch):
+  monkeypatch.setattr("resnet.training.optimizer.STEPS_TO_DOUBLE", 2)
+  strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(replicas)])
+  with strategy.scope():
+    weights = [keras.Variable([1.0, 2.0]), keras.Variable(3.0)]
+    optimizer = Momentum(0.125, momentum=0.5, scales_loss=True)
+    optimizer.build(weights)
+
+  @tf.function
+  def step(overflows):
+    def apply():
+      replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+      first = tf.where(overflows & (replica == replicas - 1), np.inf, 1.0)
+      optimizer.apply([tf.stack([first, 1.0]), tf.constant(1.0)], weights)
+
+    strategy.run(apply)
+
+  def state():
+    scales = strategy.experimental_local_results(optimizer.loss_scale.value)
+    last = scales[-1].numpy() / INITIAL_LOSS_SCALE
+    return [*weights[0].numpy(), weights[1].numpy(), last, optimizer.finite_steps.numpy()]
+
+  # Accumulators: replicas * 1, then 1.5, then 1.75 times that.
+  moved = np.cumsum([1, 1.5, 1.75]) * replicas * 0.125
+  for k, (overflows, expected) in enumerate(
+    [
+      (False, [moved[0], 1, 1]),
+      (True, [moved[0], 0.5, 0]),
+      (False, [moved[1], 0.5, 1]),
+      (False, [moved[2], 1, 0]),
+    ]
+  ):
+    step(tf.constant(overflows))
+    total, scale, finite_steps = expected
+    np.testing.assert_allclose(state()[:4], [1 - total, 2 - total, 3 - total, scale], rtol=1e-6)
+    assert (state()[4] == finite_steps) or replicas == 2  # It reads as the first replica's.
+    assert int(optimizer.iterations.numpy()) == k + 1
+
+
 def test_momentum_survives_serialisation():
-  optimizer = Momentum(0.25, momentum=0.5)
+  optimizer = Momentum(0.25, momentum=0.5, scales_loss=True)
   assert Momentum.from_config(optimizer.get_config()).get_config() == optimizer.get_config()
 
 

@@ -101,6 +101,15 @@ def test_chain_agrees_when_compiled_by_xla(form):
     assert_close(one, other, 1e-12)
 
 
+def test_the_inverse_gives_the_inputs_back():
+  chain, streams = make_chain()
+  before = values(chain.non_trainable_variables)
+  rebuilt = chain.inverse(chain(streams))
+  for actual, expected in zip(rebuilt, streams, strict=True):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-13)
+  assert_close(values(chain.non_trainable_variables), before, 0)
+
+
 def test_every_function_runs_twice_and_on_the_true_input():
   chain, streams = make_chain()
   gradients_of(chain, streams, values(chain.non_trainable_variables))

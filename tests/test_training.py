@@ -4,26 +4,24 @@ import contextlib
 import csv
 import dataclasses
 import signal
-import types
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import make_batch, make_model, values
+from helpers import assert_close, make_batch, make_model, values
 
 from resnet.configs import get_config
 from resnet.data import get_dataset
-from resnet.models import get_model
+from resnet.models import RevNet, get_model
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.evaluate import make_evaluate
-from resnet.training.lr_schedule import learning_rate_schedule
-from resnet.training.optimizer import Momentum
+from resnet.training.optimizer import INITIAL_LOSS_SCALE, make_optimizer
 from resnet.training.step import loss_and_gradients
 from resnet.training.strategy import make_strategy
 from resnet.training.train_loop import train
 from resnet.utils.errors import UserError
-from resnet.utils.experiment import Experiment, new_id, open_experiment
+from resnet.utils.experiment import Experiment
 
 CONFIG = dataclasses.replace(
   get_config("revnet-test"),
@@ -39,19 +37,20 @@ CONFIG = dataclasses.replace(
 )
 
 
-def run(folder, experiment_id, restore=False, max_num_steps=-1, config=CONFIG, strategy=None, num_pass=1):
+def run(folder, experiment_id, config=CONFIG, strategy=None, **kwargs):
   experiment = Experiment.named(experiment_id, str(folder / "results"), str(folder / "logs"))
   strategy = strategy or make_strategy(0, config.batch_size)
   data = get_dataset(config, "", "train")
   evaluated = {"train_acc": data.evaluation_batches(2), "valid_acc": data.evaluation_batches(1)}
-  accuracies = train(config, experiment, strategy, data, evaluated, restore, max_num_steps, num_pass)
-  return experiment, accuracies
+  return experiment, train(config, experiment, strategy, data, evaluated, **kwargs)
 
 
 def tensors(experiment, step):
   reader = tf.train.load_checkpoint(str(experiment.folder / f"model.ckpt-{step}"))
   names = [
-    name for name in reader.get_variable_to_shape_map() if name.startswith(("model", "momentum", "step"))
+    name
+    for name in reader.get_variable_to_shape_map()
+    if name.startswith(("model", "momentum", "step", "loss_scale"))
   ]
   return {name: reader.get_tensor(name) for name in names}
 
@@ -108,6 +107,54 @@ def test_a_resumed_run_ends_bit_identical(uninterrupted, tmp_path, stop):
     np.testing.assert_array_equal(actual[name], value, err_msg=name)
   assert accuracies == uninterrupted[1]
   assert steps(experiment, "train_ce") == [1, 2, 4, 6]
+
+
+def test_float16_keeps_its_loss_scale(tmp_path):
+  config = dataclasses.replace(CONFIG, dtype="mixed_float16")
+  model, optimizer = built(config)
+  optimizer.loss_scale.assign(8.0)
+  optimizer.finite_steps.assign(5.0)
+  Checkpoints(tmp_path, model, optimizer).save(3)
+  model, optimizer = built(config)
+  assert optimizer.loss_scale.numpy() == INITIAL_LOSS_SCALE
+  Checkpoints(tmp_path, model, optimizer).restore(3)
+  assert (optimizer.loss_scale.numpy(), optimizer.finite_steps.numpy()) == (8, 5)
+
+
+def test_compiled_training_agrees(uninterrupted, tmp_path):
+  config = dataclasses.replace(CONFIG, max_train_iter=1)
+  experiment, _ = run(tmp_path, "a", config, jit=True)
+  expected = tensors(uninterrupted[0], 1)
+  actual = tensors(experiment, 1)
+  assert_close([actual[name] for name in expected], list(expected.values()), 5e-3, list(expected))
+
+
+def test_the_reconstruction_is_monitored_and_warned_of(tmp_path, monkeypatch, caplog):
+  measured = []
+
+  def errors(images):
+    """Of stages 1 and 2, the second of which drifts when it is measured again."""
+    measured.append(images.shape)
+    return tf.stack([1e-6, tf.where(times.assign_add(1) == 1, 1e-4, 2e-3)])
+
+  times = tf.Variable(0)
+  monkeypatch.setattr(RevNet, "reconstruction_errors", lambda self, images: errors(images))
+  experiment, _ = run(
+    tmp_path, "a", dataclasses.replace(CONFIG, max_train_iter=2), monitors_reconstruction=True
+  )
+  with open(experiment.logs_folder / "reconstruction_error.csv", encoding="utf-8") as file:
+    rows = [[float(row[column]) for column in ("step", "stage_1", "stage_2")] for row in csv.DictReader(file)]
+  np.testing.assert_allclose(rows, [[1, 1e-6, 1e-4], [2, 1e-6, 2e-3]])
+  assert measured == [(100, 32, 32, 3)]
+  (warning,) = [record.getMessage() for record in caplog.records if "rebuilt" in record.getMessage()]
+  assert warning.startswith("step 2: stage 2 is rebuilt with a relative error of 2.0e-03")
+
+
+def test_a_network_that_rebuilds_nothing_is_not_monitored(tmp_path):
+  config = dataclasses.replace(get_config("resnet-32"), dataset="digits")
+  with pytest.raises(UserError, match="--monitor_reconstruction needs a RevNet; resnet-32 rebuilds nothing"):
+    run(tmp_path, "a", config, monitors_reconstruction=True)
+  assert not (tmp_path / "results").exists()
 
 
 def test_a_finished_run_only_evaluates(uninterrupted):
@@ -217,8 +264,7 @@ def test_passes_that_do_not_divide_the_batch_are_refused(tmp_path):
 def built(config):
   keras.utils.set_random_seed(config.seed)
   model = get_model(config)
-  optimizer = Momentum(learning_rate_schedule(config), config.momentum)
-  optimizer.build(model.trainable_variables)
+  optimizer = make_optimizer(config, model)
   return model, optimizer
 
 
@@ -255,48 +301,3 @@ def test_evaluation_takes_the_mean_of_the_replicas_moving_statistics():
 def test_devices_that_are_not_there_are_refused():
   with pytest.raises(UserError, match="--num_gpu is 3, but 0 GPUs are visible"):
     make_strategy(3, 12)
-
-
-def opened(tmp_path, dataset=None, run_validation=None, **given):
-  defaults = {"id": None, "restore": False, "model": None, "config": None, "override": []}
-  folders = {"results": str(tmp_path / "r"), "logs": str(tmp_path / "l")}
-  flags = types.SimpleNamespace(**{**defaults, **folders, **given})
-  return open_experiment(flags, "resnet-32", dataset, run_validation)
-
-
-def test_flags_choose_the_configuration(tmp_path):
-  experiment, config = opened(tmp_path)
-  assert config == get_config("resnet-32")
-  assert experiment.id.startswith("exp_cifar-10_resnet-32_")
-  _, config = opened(tmp_path, id="x", model="revnet-38", dataset="cifar-100", override=["batch_size=7"])
-  assert (config.name, config.dataset, config.num_classes, config.batch_size) == (
-    "revnet-38",
-    "cifar-100",
-    100,
-    7,
-  )
-  _, config = opened(tmp_path, id="x", run_validation=True)
-  assert config.run_validation
-
-
-@pytest.mark.parametrize(
-  ("kwargs", "message"),
-  [
-    ({"restore": True}, "--restore needs --id"),
-    ({"restore": True, "id": "nothing"}, "no experiment nothing in .*conf.json is missing"),
-    ({"restore": True, "id": "x", "model": "resnet-32"}, "--model is resnet-32, but experiment x"),
-    ({"restore": True, "id": "x", "dataset": "cifar-10"}, "--dataset is cifar-10, but experiment x"),
-    ({"restore": True, "id": "x", "run_validation": True}, "--validation is True, but experiment x"),
-    ({"id": "x"}, "experiment x exists in"),
-    ({"id": "a/b"}, "--id must be the name of a folder, without '/', got 'a/b'"),
-    ({"id": ".."}, "--id must be the name of a folder"),
-  ],
-)
-def test_flags_that_contradict_the_experiment_are_refused(tmp_path, kwargs, message):
-  Experiment.named("x", str(tmp_path / "r"), str(tmp_path / "l")).create(CONFIG)
-  with pytest.raises(UserError, match=message):
-    opened(tmp_path, **kwargs)
-
-
-def test_ids_are_fresh():
-  assert new_id("cifar-10", "resnet-32") != new_id("cifar-10", "resnet-32")

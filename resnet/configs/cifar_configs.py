@@ -26,6 +26,7 @@ RESNET_32 = register(
     init_max_pool=False,
     manual_gradients=False,
     chain="auto",
+    dtype="float32",
     batch_size=100,
     valid_batch_size=100,
     preprocessor="cifar",

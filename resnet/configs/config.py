@@ -14,6 +14,7 @@ OPTIMIZERS = ("mom",)
 LR_SCHEDULERS = ("fixed",)
 PREPROCESSORS = ("cifar", "inception", "vgg")
 CHAINS = ("auto", "unrolled", "while_loop")
+DTYPES = ("float32", "mixed_bfloat16", "mixed_float16", "float64")
 
 # A bottleneck unit's 1x1, 3x3, 1x1 convolutions work at a quarter of its output width; the configured
 # filters are that quarter (He et al. 2016, "Identity Mappings in Deep Residual Networks").
@@ -45,6 +46,7 @@ class Config:
   init_max_pool: bool  # 3x3 max pool of stride 2 after the stem
   manual_gradients: bool  # rebuild activations in the backward pass instead of storing them
   chain: str  # form of the manual gradients, see resnet/models/reversible.py; "auto": the faster one
+  dtype: str  # Keras' dtype policy of the residual functions; float64 is for checks, the streams never mixed
   # Training.
   batch_size: int  # of one update, over all replicas
   valid_batch_size: int  # of evaluation
@@ -106,6 +108,7 @@ def _check_choices(config: Config) -> None:
     ("lr_scheduler", LR_SCHEDULERS),
     ("preprocessor", PREPROCESSORS),
     ("chain", CHAINS),
+    ("dtype", DTYPES),
   ):
     value = getattr(config, field)
     if value not in allowed:

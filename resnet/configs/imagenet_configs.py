@@ -26,6 +26,7 @@ RESNET_50 = register(
     init_max_pool=True,
     manual_gradients=False,
     chain="auto",
+    dtype="float32",
     batch_size=256,
     valid_batch_size=50,
     preprocessor="inception",

@@ -66,7 +66,7 @@ def _implied(fields: Mapping[str, Any]) -> dict[str, Any]:
   Only its ImageNet configurations name a preprocessor. Its CIFAR script sets num_classes by --dataset,
   which is cifar-10 by default, evaluates in batches of 100, and on the held out images only on demand.
   """
-  implied: dict[str, Any] = {"chain": "auto", "run_validation": False, "seed": 1234}
+  implied: dict[str, Any] = {"chain": "auto", "dtype": "float32", "run_validation": False, "seed": 1234}
   if fields.get("model_class") == "resnet":
     implied["manual_gradients"] = False
   if "preprocessor" in fields:

@@ -9,7 +9,7 @@ BATCH_NORM_EPSILON = 1e-3
 BATCH_NORM_DECAY = 0.99
 
 
-def conv(filters: int, kernel_size: int, stride: int, name: str) -> keras.layers.Conv2D:
+def conv(filters: int, kernel_size: int, stride: int, name: str, dtype: str) -> keras.layers.Conv2D:
   """A convolution without bias, SAME padding, initialised for ReLU by its fan-out.
 
   Its kernel is drawn from a normal distribution of standard deviation sqrt(2 / (k * k * filters)),
@@ -24,15 +24,15 @@ def conv(filters: int, kernel_size: int, stride: int, name: str) -> keras.layers
     use_bias=False,
     kernel_initializer=keras.initializers.TruncatedNormal(stddev=stddev),
     name=name,
+    dtype=dtype,
   )
 
 
-def dense(units: int, fan_in: int, name: str) -> keras.layers.Dense:
+def dense(units: int, fan_in: int, name: str, dtype: str) -> keras.layers.Dense:
   """The classifier: kernel uniform in +-sqrt(3 / fan_in), bias zero."""
   limit = math.sqrt(3 / fan_in)
-  return keras.layers.Dense(
-    units, kernel_initializer=keras.initializers.RandomUniform(-limit, limit), name=name
-  )
+  initializer = keras.initializers.RandomUniform(-limit, limit)
+  return keras.layers.Dense(units, kernel_initializer=initializer, name=name, dtype=dtype)
 
 
 @keras.saving.register_keras_serializable("resnet")
@@ -112,8 +112,8 @@ class PreactivatedConv(keras.layers.Layer):
   def __init__(self, index, filters, kernel_size, stride=1, preactivate=True, **kwargs):
     super().__init__(name=kwargs.pop("name", f"sub{index}"), **kwargs)
     self.index = index
-    self.bn = BatchNorm(name=f"bn{index}", dtype=self.dtype_policy) if preactivate else None
-    self.conv = conv(filters, kernel_size, stride, name=f"conv{index}")
+    self.bn = BatchNorm(name=f"bn{index}", dtype=self.dtype_policy.name) if preactivate else None
+    self.conv = conv(filters, kernel_size, stride, name=f"conv{index}", dtype=self.dtype_policy.name)
 
   def build(self, input_shape):
     if self.bn:

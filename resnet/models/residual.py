@@ -25,7 +25,7 @@ class ResidualFunction(keras.layers.Layer):
     narrow = filters // BOTTLENECK_FACTOR
     shapes = [(narrow, 1), (narrow, 3), (filters, 1)] if bottleneck else [(filters, 3), (filters, 3)]
     self.subs = [
-      PreactivatedConv(k, width, size, *((stride, preactivate) if k == 1 else ()))
+      PreactivatedConv(k, width, size, *((stride, preactivate) if k == 1 else ()), dtype=self.dtype_policy.name)
       for k, (width, size) in enumerate(shapes, start=1)
     ]
 
@@ -46,10 +46,13 @@ class ResidualFunction(keras.layers.Layer):
 
 
 class Downsample(keras.layers.Layer):
-  """The skip path without parameters: average pool by the stride, zero channels padded on both sides."""
+  """The skip path without parameters: average pool by the stride, zero channels padded on both sides.
+
+  Its output has the dtype of its input.
+  """
 
   def __init__(self, filters, stride, **kwargs):
-    super().__init__(**kwargs)
+    super().__init__(autocast=False, **kwargs)
     self.filters = filters
     self.stride = stride
 
@@ -64,14 +67,14 @@ class Downsample(keras.layers.Layer):
     return (batch, height // self.stride, width // self.stride, self.filters)
 
 
-def skip_path(in_filters: int, filters: int, stride: int, bottleneck: bool) -> keras.layers.Layer:
+def skip_path(in_filters: int, filters: int, stride: int, bottleneck: bool, dtype: str) -> keras.layers.Layer:
   """What a unit adds its residual function to: its input, brought to the shape of its output.
 
   A bottleneck unit whose shape changes projects by a 1x1 convolution named "project"; a basic one
   pools and pads.
   """
   if bottleneck and (stride > 1 or in_filters != filters):
-    return conv(filters, 1, stride, name="project")
+    return conv(filters, 1, stride, name="project", dtype=dtype)
   return Downsample(filters, stride)
 
 
@@ -79,7 +82,7 @@ class Scope(keras.layers.Layer):
   """`layer` under a name scope of its own: its variables are called {name}/{layer.name}/..."""
 
   def __init__(self, layer, **kwargs):
-    super().__init__(**kwargs)
+    super().__init__(autocast=False, **kwargs)
     self.layer = layer
 
   def build(self, input_shape):

@@ -26,12 +26,12 @@ class ResNet(keras.Model):
 
   def __init__(self, config: Config | dict, **kwargs):
     config = Config(**config) if isinstance(config, dict) else config
-    super().__init__(**{"name": config.name, **kwargs})
+    super().__init__(**{"name": config.name, "dtype": config.dtype, **kwargs})
     self.config = config
-    self.stem = Stem(config, name="init")
+    self.stem = Stem(config, name="init", dtype=self.dtype_policy.name)
     self.stages = [self._make_stage(stage) for stage in range(len(config.num_residual_units))]
-    self.final_bn = Scope(BatchNorm(name="final_bn"), name="unit_last")
-    self.logit = dense(config.num_classes, config.unit_filters[-1], name="logit")
+    self.final_bn = Scope(BatchNorm(name="final_bn", dtype=self.variable_dtype), name="unit_last")
+    self.logit = dense(config.num_classes, config.unit_filters[-1], "logit", dtype=self.variable_dtype)
 
   def _make_stage(self, stage: int) -> list[keras.layers.Layer]:
     """The units of a stage (from 0)."""
@@ -44,6 +44,7 @@ class ResNet(keras.Model):
         # The stem ends in batch normalisation and ReLU already.
         preactivate=(stage, unit) != (0, 0),
         name=f"unit_{stage + 1}_{unit}",
+        dtype=self.dtype_policy.name,
       )
       for unit in range(self.config.num_residual_units[stage])
     ]
@@ -65,6 +66,7 @@ class ResNet(keras.Model):
 
   def call(self, images, training=False):
     x = self._run_stages(images, training)
+    x = tf.cast(x, self.variable_dtype)
     x = tf.nn.relu(self.final_bn(x, training=training))
     return self.logit(tf.reduce_mean(x, [1, 2]))
 
@@ -84,8 +86,10 @@ class Stem(keras.layers.Layer):
 
   def __init__(self, config: Config, **kwargs):
     super().__init__(**kwargs)
-    self.conv = conv(config.filters[0], config.init_filter, config.init_stride, name="init_conv")
-    self.bn = BatchNorm(name="init_bn")
+    self.conv = conv(
+      config.filters[0], config.init_filter, config.init_stride, name="init_conv", dtype=self.dtype_policy.name
+    )
+    self.bn = BatchNorm(name="init_bn", dtype=self.dtype_policy.name)
     self.max_pool = config.init_max_pool
 
   def build(self, input_shape):
@@ -108,7 +112,7 @@ class ResNetUnit(ResidualFunction):
 
   def __init__(self, in_filters, filters, stride, bottleneck, preactivate, **kwargs):
     super().__init__(filters, stride, bottleneck, preactivate, **kwargs)
-    self.skip = skip_path(in_filters, filters, stride, bottleneck)
+    self.skip = skip_path(in_filters, filters, stride, bottleneck, self.dtype_policy.name)
 
   def build(self, input_shape):
     super().build(input_shape)

@@ -11,8 +11,7 @@ of functions, F1, G1, F2, G2, ..., of which number k changes stream k % 2. The b
 from the last to the first. Each function runs once more, under a tape: its output, subtracted, rebuilds
 the stream that it changed; its gradient goes to the other stream and to its weights.
 
-`recompute` is for the units between the chains, which cannot be undone since they change the shape: it
-keeps a layer's input and runs the layer again in the backward pass.
+The units between the chains, which cannot be undone since they change the shape, are for `recompute`.
 
 What makes this exact, and small:
 
@@ -32,10 +31,9 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow.compiler.tf2xla.python import xla
-from tensorflow.python.ops import control_flow_util
 
 from resnet.models.pure_function import PureFunction, Tensors
+from resnet.models.recompute import after, rerun, unrecorded
 
 FORMS = ("unrolled", "while_loop")
 
@@ -101,6 +99,19 @@ class ReversibleChain(keras.layers.Layer):
       function.assign(state)
     return outputs
 
+  def inverse(self, outputs, training=False):
+    """The inputs that give `outputs`, rebuilt as by the backward pass. Assigns nothing.
+
+    F and G that draw random numbers draw others than they did.
+    """
+    streams = list(outputs)
+    for k, layer in reversed(list(enumerate(self.functions))):
+      target, source = k % 2, 1 - k % 2
+      function = PureFunction(layer, training)
+      change, _ = function(function.weights(), function.state(), streams[source])
+      streams[target] -= tf.cast(change, streams[target].dtype)
+    return tuple(streams)
+
   def get_config(self):
     functions = [keras.saving.serialize_keras_object(function) for function in self.functions]
     pairs = list(zip(functions[::2], functions[1::2]))
@@ -113,45 +124,15 @@ class ReversibleChain(keras.layers.Layer):
     return cls(pairs, **config)
 
 
-def recompute(layer: keras.layers.Layer, inputs: Tensors, training: bool = False) -> Tensors:
-  """`layer(inputs, training=training)`, of which only the inputs are kept for the backward pass.
-
-  Unlike `tf.recompute_grad` and `keras.remat` it updates the layer's moving statistics once, not twice,
-  and runs dropout with the same mask again.
-
-  Args:
-    layer: a built layer of any kind.
-    inputs: a float tensor or a structure of them.
-    training: handed to the layer.
-  """
-  function = PureFunction(layer, training)
-  state = function.state()
-
-  @tf.custom_gradient
-  def run(inputs, weights):
-    outputs, new_state = function(_unrecorded(weights), state, _unrecorded(inputs))
-
-    def gradient(*upstream):
-      d_outputs = tf.nest.pack_sequence_as(outputs, upstream[: len(tf.nest.flatten(outputs))])
-      _, d_inputs, d_weights = _rerun(function, weights, state, _after(d_outputs, inputs), d_outputs)
-      return d_inputs, d_weights
-
-    return (outputs, new_state), gradient
-
-  outputs, new_state = run(inputs, function.weights())
-  function.assign(new_state)
-  return outputs
-
-
 def _without_storing(run, undo, functions, streams, weights, states):
   """`run`, a chain's forward pass, with `undo` for its backward pass."""
 
   @tf.custom_gradient
   def chain(streams, weights):
-    outputs, new_states = run(functions, *_unrecorded((streams, weights)), states)
+    outputs, new_states = run(functions, *unrecorded((streams, weights)), states)
 
     def gradient(dy1, dy2, *_):
-      gated = _after((dy1, dy2), outputs)
+      gated = after((dy1, dy2), outputs)
       _, d_streams, d_weights = undo(functions, gated, (dy1, dy2), weights, states)
       return d_streams, d_weights
 
@@ -176,24 +157,12 @@ def _undo(functions, streams, d_streams, weights, states):
   streams, d_streams, d_weights = list(streams), list(d_streams), []
   for k, function in reversed(list(enumerate(functions))):
     target, source = k % 2, 1 - k % 2
-    change, d_source, d_weight = _rerun(function, weights[k], states[k], streams[source], d_streams[target])
+    change, d_source, d_weight = rerun(function, weights[k], states[k], streams[source], d_streams[target])
     streams[target] -= tf.cast(change, streams[target].dtype)
     d_streams[source] += tf.cast(d_source, d_streams[source].dtype)
     d_weights.append(d_weight)
-    streams = _after((d_streams, d_weight), streams)
+    streams = after((d_streams, d_weight), streams)
   return tuple(streams), tuple(d_streams), d_weights[::-1]
-
-
-def _rerun(function, weights, state, inputs, d_outputs):
-  """(outputs, their gradient with respect to inputs, with respect to weights)."""
-  with tf.GradientTape(watch_accessed_variables=False) as tape:
-    tape.watch((inputs, weights))
-    outputs, _ = function(weights, state, inputs)
-  d_outputs = tf.nest.map_structure(lambda d, y: tf.cast(d, y.dtype), d_outputs, outputs)
-  d_inputs, d_weights = tape.gradient(
-    outputs, (inputs, weights), d_outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO
-  )
-  return outputs, d_inputs, d_weights
 
 
 def _run_loop(functions, streams, weights, states):
@@ -283,22 +252,3 @@ def _configuration(layer: keras.layers.Layer) -> Any:
     return [anonymous(item) for item in config] if isinstance(config, list | tuple) else config
 
   return anonymous(keras.saving.serialize_keras_object(layer))
-
-
-def _unrecorded(tensors: Tensors) -> Tensors:
-  """`tensors`, unknown to the tapes of eager mode, which would store what is computed from them."""
-  return tf.nest.map_structure(tf.stop_gradient, tensors)
-
-
-def _after(done: Tensors, tensors: Tensors) -> Tensors:
-  """`tensors`, of which nothing is computed before `done` is: the gate of the backward pass."""
-  if tf.executing_eagerly():
-    return tensors
-  done, flat = tf.nest.flatten(done), tf.nest.flatten(tensors)
-  if control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
-    # XLA ignores control dependencies; to a barrier all results depend on all operands.
-    gated = xla.optimization_barrier(*flat, *done)[: len(flat)]
-  else:
-    with tf.control_dependencies(done):
-      gated = [tf.identity(tensor) for tensor in flat]
-  return tf.nest.pack_sequence_as(tensors, gated)

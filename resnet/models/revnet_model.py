@@ -7,9 +7,10 @@ cannot be undone; the others form one reversible chain.
 import keras
 import tensorflow as tf
 
+from resnet.models.recompute import recompute
 from resnet.models.residual import ResidualFunction, Scope, skip_path
 from resnet.models.resnet_model import ResNet
-from resnet.models.reversible import ReversibleChain, recompute
+from resnet.models.reversible import ReversibleChain
 
 
 @keras.saving.register_keras_serializable("resnet")
@@ -39,16 +40,39 @@ class RevNet(ResNet):
     return (*size, 2 * channels)
 
   def _run_stages(self, images, training):
-    streams = tf.split(self._run(self.stem, images, training), 2, axis=-1)
+    streams = self._split(self._run(self.stem, images, training))
     for (first, *_), chain in zip(self.stages, self.chains, strict=True):
       streams = chain(self._run(first, streams, training), training=training)
     return tf.concat(streams, axis=-1)
+
+  def _split(self, x):
+    # The streams are never of half precision: they could not be rebuilt.
+    return tf.split(tf.cast(x, self.variable_dtype), 2, axis=-1)
 
   def _run(self, layer, inputs, training):
     """Runs a layer that cannot be undone."""
     if self.config.manual_gradients:
       return recompute(layer, inputs, training)
     return layer(inputs, training=training)
+
+  def reconstruction_errors(self, images: tf.Tensor) -> tf.Tensor:
+    """How well the activations are rebuilt, [stages]: norm of the error over the norm, of each chain's input.
+
+    Runs in training mode, forward and back to the input. Assigns nothing.
+
+    Args:
+      images: [N, H, W, C] float32.
+    """
+    errors = []
+    with keras.StatelessScope():  # Takes the updates of the moving statistics.
+      streams = self._split(self.stem(images, training=True))
+      for (first, *_), chain in zip(self.stages, self.chains, strict=True):
+        inputs = first(streams, training=True)
+        streams = chain(inputs, training=True)
+        rebuilt = chain.inverse(streams, training=True)
+        error = [y - x for x, y in zip(inputs, rebuilt, strict=True)]
+        errors.append(tf.linalg.global_norm(error) / tf.linalg.global_norm(inputs))
+    return tf.stack(errors)
 
 
 class RevNetUnit(keras.layers.Layer):
@@ -59,11 +83,12 @@ class RevNetUnit(keras.layers.Layer):
   """
 
   def __init__(self, in_filters, filters, stride, bottleneck, preactivate, **kwargs):
-    super().__init__(**kwargs)
-    self.f = ResidualFunction(filters // 2, stride, bottleneck, preactivate, name="f")
-    self.g = ResidualFunction(filters // 2, bottleneck=bottleneck, name="g")
+    super().__init__(autocast=False, **kwargs)
+    policy = self.dtype_policy.name
+    self.f = ResidualFunction(filters // 2, stride, bottleneck, preactivate, name="f", dtype=policy)
+    self.g = ResidualFunction(filters // 2, bottleneck=bottleneck, name="g", dtype=policy)
     self.skip1, self.skip2 = (
-      Scope(skip_path(in_filters // 2, filters // 2, stride, bottleneck), name=f"{stream}_bottleneck")
+      Scope(skip_path(in_filters // 2, filters // 2, stride, bottleneck, policy), name=f"{stream}_bottleneck")
       for stream in ("x1", "x2")
     )
 
@@ -75,8 +100,8 @@ class RevNetUnit(keras.layers.Layer):
 
   def call(self, streams, training=False):
     x1, x2 = streams
-    y1 = self.skip1(x1) + self.f(x2, training=training)
-    y2 = self.skip2(x2) + self.g(y1, training=training)
+    y1 = tf.cast(self.skip1(x1), x1.dtype) + tf.cast(self.f(x2, training=training), x1.dtype)
+    y2 = tf.cast(self.skip2(x2), x2.dtype) + tf.cast(self.g(y1, training=training), x2.dtype)
     return y1, y2
 
   def compute_output_shape(self, input_shape):

@@ -24,8 +24,7 @@ from resnet.configs import get_config
 from resnet.configs.config import Config
 from resnet.models import RevNet, get_model, recompute
 from resnet.tools.benchmark_report import Case
-from resnet.training.lr_schedule import learning_rate_schedule
-from resnet.training.optimizer import Momentum
+from resnet.training.optimizer import make_optimizer
 from resnet.training.strategy import make_strategy
 from resnet.training.train_loop import make_train_step
 
@@ -75,8 +74,7 @@ def make_run(case: Case) -> Callable[[int], float]:
   with strategy.scope():
     keras.utils.set_random_seed(config.seed)
     model = model_of(case)
-    optimizer = Momentum(learning_rate_schedule(config), config.momentum)
-    optimizer.build(model.trainable_variables)
+    optimizer = make_optimizer(config, model)
   images = tf.random.normal([case.batch, config.height, config.width, config.num_channel])
   labels = tf.random.uniform([case.batch], maxval=config.num_classes, dtype=tf.int32)
   # Distributed datasets hand over batches that have been copied to the device in the background.

@@ -16,8 +16,7 @@ from absl import flags
 from resnet.configs import save_config
 from resnet.models import get_model
 from resnet.training.checkpoint import Checkpoints
-from resnet.training.lr_schedule import learning_rate_schedule
-from resnet.training.optimizer import Momentum
+from resnet.training.optimizer import make_optimizer
 from resnet.utils.app import run
 from resnet.utils.experiment import Experiment
 from resnet.utils.fresh_folder import fresh_folder
@@ -73,8 +72,7 @@ def export_checkpoint(
   """
   config = experiment.load_config()
   model = get_model(config)
-  optimizer = Momentum(learning_rate_schedule(config), config.momentum)
-  optimizer.build(model.trainable_variables)
+  optimizer = make_optimizer(config, model)
   checkpoints = Checkpoints(experiment.folder, model, optimizer)
   step = checkpoints.latest_step() if step is None else step
   checkpoints.restore(step)

@@ -15,8 +15,7 @@ from resnet.configs import get_config, get_config_from_json, override_config, sa
 from resnet.configs.config import NUM_CLASSES, Config
 from resnet.models import get_model
 from resnet.training.checkpoint import Checkpoints
-from resnet.training.lr_schedule import learning_rate_schedule
-from resnet.training.optimizer import Momentum
+from resnet.training.optimizer import make_optimizer
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
 from resnet.utils.experiment import Experiment
@@ -67,7 +66,7 @@ def import_checkpoint(checkpoint: str | os.PathLike, experiment: Experiment, con
   """
   experiment.require_new()
   model = get_model(config)
-  optimizer = Momentum(learning_rate_schedule(config), config.momentum)
+  optimizer = make_optimizer(config, model)
   load_tf1_checkpoint(model, checkpoint, optimizer)
   step = int(optimizer.iterations.numpy())
   with fresh_folder(experiment.folder) as folder:

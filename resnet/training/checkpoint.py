@@ -16,7 +16,8 @@ class Checkpoints:
   """The checkpoints model.ckpt-{step} of a folder, by `tf.train.Checkpoint`.
 
   Variables are kept by their names, not by their places in Python objects, so that a checkpoint outlives
-  changes of the code: model/{scope}/kernel and so on, momentum/{scope}/kernel for its accumulator, step.
+  changes of the code: model/{scope}/kernel and so on, momentum/{scope}/kernel for its accumulator, step;
+  for a model of mixed_float16 loss_scale/value and loss_scale/finite_steps.
 
   Args:
     folder: of the experiment.
@@ -41,6 +42,8 @@ class Checkpoints:
       trained = map(name, model.trainable_variables)
       parts["momentum"] = dict(zip(trained, optimizer.accumulators, strict=True))
       parts["step"] = optimizer.iterations
+      if optimizer.scales_loss:
+        parts["loss_scale"] = {"value": optimizer.loss_scale, "finite_steps": optimizer.finite_steps}
     self._complete = optimizer is not None
     self._folder = folder
     self._writes = writes

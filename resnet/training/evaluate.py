@@ -88,8 +88,8 @@ def evaluate_checkpoints(
     for curve, (dataset, num_batches) in data.items():
       with dataset.data_errors():
         top1, top5 = evaluate(dataset.evaluation_batches(num_batches))
-      logger.log(curve, step, top1)
-      logger.log(f"{curve}5", step, top5)
+      logger.log(curve, step, acc=top1)
+      logger.log(f"{curve}5", step, acc=top5)
       print(f"step {step}: {curve} top-1 {100 * top1:.3f} %, top-5 {100 * top5:.3f} %", flush=True)
 
   if not watch:

@@ -1,7 +1,15 @@
 """SGD with momentum, the way TensorFlow 1 counted it."""
 
+import math
+
 import keras
 import tensorflow as tf
+
+from resnet.configs.config import Config
+from resnet.training.lr_schedule import learning_rate_schedule
+
+INITIAL_LOSS_SCALE = 2.0**15
+STEPS_TO_DOUBLE = 2000
 
 
 @keras.saving.register_keras_serializable("resnet")
@@ -14,31 +22,69 @@ class Momentum(keras.optimizers.Optimizer):
   Args:
     learning_rate: a float or a `keras.optimizers.schedules.LearningRateSchedule`.
     momentum: in [0, 1).
+    scales_loss: for gradients computed in float16, whose small values would be lost: `loss_scale` is what
+      their backward pass starts from, and what they are divided by before they are handed to `apply`. Where
+      one of them is not finite the scale is halved, after 2,000 steps without it is doubled, and a step in
+      which it happens to any replica is counted, but changes no weight (Micikevicius et al. 2018, "Mixed
+      Precision Training"). Each replica has a scale of its own. `keras.optimizers.LossScaleOptimizer`
+      looks at the gradients of the first replica alone.
   """
 
-  def __init__(self, learning_rate=0.1, momentum: float = 0.9, name="momentum", **kwargs):
+  def __init__(
+    self, learning_rate=0.1, momentum: float = 0.9, scales_loss: bool = False, name="momentum", **kwargs
+  ):
     super().__init__(learning_rate, name=name, **kwargs)
     self.momentum = momentum
+    self.scales_loss = scales_loss
+    self.loss_scale: keras.Variable | None = None
 
   def build(self, variables):
     if self.built:
       return
     super().build(variables)
     self.accumulators = [self.add_variable_from_reference(v, "accumulator") for v in variables]
+    if self.scales_loss:
+      local = {"trainable": False, "aggregation": "only_first_replica", "synchronization": "on_read"}
+      self.loss_scale = keras.Variable(INITIAL_LOSS_SCALE, dtype="float32", name="loss_scale", **local)
+      self.finite_steps = keras.Variable(0.0, dtype="float32", name="finite_steps", **local)
 
   def accumulator(self, variable: keras.Variable) -> keras.Variable:
     """The accumulator of `variable`, one of those that the optimizer was built for."""
     return self.accumulators[self._get_variable_index(variable)]
 
+  def apply(self, grads, trainable_variables=None):
+    super().apply(self._adapt_loss_scale(grads) if self.scales_loss else grads, trainable_variables)
+
+  def _adapt_loss_scale(self, gradients):
+    """`gradients`, or NaN all of them, so that the sum over replicas is, if this replica's are not finite."""
+    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+    steps = tf.where(finite, self.finite_steps + 1, 0.0)
+    doubles = tf.equal(steps, STEPS_TO_DOUBLE)
+    self.finite_steps.assign(tf.where(doubles, 0.0, steps))
+    self.loss_scale.assign(self.loss_scale * tf.where(doubles, 2.0, tf.where(finite, 1.0, 0.5)))
+    return [tf.where(finite, gradient, math.nan) for gradient in gradients]
+
   def update_step(self, gradient, variable, learning_rate):
-    accumulator = self.accumulator(variable)
+    rate, momentum = (tf.cast(value, variable.dtype) for value in (learning_rate, self.momentum))
+    if self.scales_loss:  # 1 * accumulator + 0, weight - 0 * accumulator: nothing changes.
+      finite = tf.reduce_all(tf.math.is_finite(gradient))
+      gradient, rate = tf.where(finite, gradient, 0.0), tf.where(finite, rate, 0.0)
+      momentum = tf.where(finite, momentum, 1.0)
     tf.raw_ops.ResourceApplyMomentum(
       var=variable.handle,
-      accum=accumulator.handle,
-      lr=tf.cast(learning_rate, variable.dtype),
+      accum=self.accumulator(variable).handle,
+      lr=rate,
       grad=gradient,
-      momentum=tf.cast(self.momentum, variable.dtype),
+      momentum=momentum,
     )
 
   def get_config(self):
-    return {**super().get_config(), "momentum": self.momentum}
+    return {**super().get_config(), "momentum": self.momentum, "scales_loss": self.scales_loss}
+
+
+def make_optimizer(config: Config, model: keras.Model) -> Momentum:
+  """The optimizer of a configuration, built for its model."""
+  schedule = learning_rate_schedule(config)
+  optimizer = Momentum(schedule, config.momentum, scales_loss=config.dtype == "mixed_float16")
+  optimizer.build(model.trainable_variables)
+  return optimizer

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 
 def loss_and_gradients(
-  model: keras.Model, images: tf.Tensor, labels: tf.Tensor
+  model: keras.Model, images: tf.Tensor, labels: tf.Tensor, loss_scale: tf.Tensor | None = None
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
   """Runs the model forward in training mode, and backward. Its moving statistics move once.
 
@@ -16,6 +16,8 @@ def loss_and_gradients(
     model: of `resnet.models.get_model`.
     images: [N, H, W, C] float32.
     labels: [N] integers in [0, num_classes).
+    loss_scale: what the backward pass multiplies the gradient of the loss by, and the gradients of the
+      variables are divided by after it.
 
   Returns:
     The mean cross entropy, a scalar, and the gradients of the cross entropy plus weight decay in the
@@ -27,7 +29,9 @@ def loss_and_gradients(
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     loss = tf.reduce_mean(losses)
   variables = model.trainable_variables
-  gradients = tape.gradient(loss, variables)
+  gradients = tape.gradient(loss, variables, loss_scale)
+  if loss_scale is not None:
+    gradients = [gradient / loss_scale for gradient in gradients]
   decayed = [
     gradient + model.config.wd * variable if variable.name == "kernel" else gradient
     for gradient, variable in zip(gradients, variables, strict=True)
@@ -36,7 +40,11 @@ def loss_and_gradients(
 
 
 def averaged_over_passes(
-  model: keras.Model, images: tf.Tensor, labels: tf.Tensor, num_pass: int
+  model: keras.Model,
+  images: tf.Tensor,
+  labels: tf.Tensor,
+  num_pass: int,
+  loss_scale: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
   """`loss_and_gradients` of a batch taken in `num_pass` equal parts, one after the other.
 
@@ -44,13 +52,13 @@ def averaged_over_passes(
   from the same moving statistics and is normalised by statistics of its own.
   """
   if num_pass == 1:
-    return loss_and_gradients(model, images, labels)
+    return loss_and_gradients(model, images, labels, loss_scale)
   image_parts, label_parts = (tf.reshape(x, [num_pass, -1, *x.shape[1:]]) for x in (images, labels))
   state = model.non_trainable_variables
   before = [tf.convert_to_tensor(variable.value) for variable in state]
 
   def add_pass(index, sums):
-    loss, gradients = loss_and_gradients(model, image_parts[index], label_parts[index])
+    loss, gradients = loss_and_gradients(model, image_parts[index], label_parts[index], loss_scale)
     after = [tf.convert_to_tensor(variable.value) for variable in state]
     for variable, value in zip(state, before, strict=True):
       variable.assign(value)

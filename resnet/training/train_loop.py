@@ -2,25 +2,28 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import keras
 import tensorflow as tf
 import tqdm
+from absl import logging
 
 from resnet.configs.config import Config
 from resnet.data.get_dataset import Dataset
-from resnet.models import get_model
+from resnet.models import RevNet, get_model
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.evaluate import make_evaluate
 from resnet.training.lr_schedule import learning_rate_schedule
-from resnet.training.optimizer import Momentum
+from resnet.training.optimizer import Momentum, make_optimizer
 from resnet.training.step import averaged_over_passes
 from resnet.training.strategy import is_chief, lost_worker_errors, num_workers
 from resnet.utils.errors import UserError
 from resnet.utils.experiment import Experiment
 from resnet.utils.experiment_logger import ExperimentLogger
 from resnet.utils.interrupt import deferred_signals
+
+MAX_RECONSTRUCTION_ERROR = 1e-3  # relative; beyond it there is a warning.
 
 
 def train(
@@ -32,6 +35,8 @@ def train(
   restore: bool = False,
   max_num_steps: int = -1,
   num_pass: int = 1,
+  jit: bool = False,
+  monitors_reconstruction: bool = False,
 ) -> dict[str, float]:
   """Trains a model, from its initial weights or from the experiment's newest checkpoint.
 
@@ -46,7 +51,9 @@ def train(
     evaluation_data: for each curve, "train_acc" and "valid_acc", the batches that it is measured on.
     restore: continue the experiment.
     max_num_steps: how many steps this run may take; -1 for all up to config.max_train_iter.
-    num_pass: how many passes a replica takes its part of the batch in, see `make_train_step`.
+    num_pass, jit: see `make_train_step`.
+    monitors_reconstruction: log with the loss how well a RevNet's activations are rebuilt, and warn when
+      they are not.
 
   Returns:
     The final accuracy, in [0, 1], for each curve of evaluation_data.
@@ -59,13 +66,13 @@ def train(
   per_replica = config.batch_size // strategy.num_replicas_in_sync
   if num_pass < 1 or per_replica % num_pass:
     raise UserError(f"--num_pass must divide the {per_replica} images of a replica, got {num_pass}")
+  if monitors_reconstruction and config.model_class != "revnet":
+    raise UserError(f"--monitor_reconstruction needs a RevNet; {config.name} rebuilds nothing")
   chief = is_chief(strategy)
   with strategy.scope():
     keras.utils.set_random_seed(config.seed)
     model = get_model(config)
-    schedule = learning_rate_schedule(config)
-    optimizer = Momentum(schedule, config.momentum)
-    optimizer.build(model.trainable_variables)
+    optimizer = make_optimizer(config, model)
   checkpoints = Checkpoints(experiment.folder, model, optimizer, writes=chief)
   if restore:
     checkpoints.restore(checkpoints.latest_step())
@@ -77,8 +84,12 @@ def train(
   if chief:
     _describe(config, experiment, strategy, model, start, stop)
 
-  train_step = make_train_step(model, optimizer, strategy, num_pass)
+  train_step = make_train_step(model, optimizer, strategy, num_pass, jit)
   evaluate = make_evaluate(model, strategy)
+  reconstruction_errors = None
+  if monitors_reconstruction:
+    images, _ = next(iter(train_data.evaluation_batches(1)))
+    reconstruction_errors = make_reconstruction_monitor(model, strategy, images)
   deferred = deferred_signals(
     enabled=num_workers(strategy) == 1
   )  # Stopping one process alone blocks the others.
@@ -95,14 +106,16 @@ def train(
         rate = (bar.format_dict["rate"] or 0) * config.batch_size
         bar.set_postfix_str(f"loss={value:.3f}, {rate:.0f} images/s", refresh=False)
       if logs:
-        logger.log("train_ce", step, value)
+        logger.log("train_ce", step, ce=value)
+        if reconstruction_errors:
+          _log_reconstruction(logger, step, reconstruction_errors())
       if validates:
         for curve, dataset in evaluation_data.items():
-          logger.log(curve, step, evaluate(dataset)[0])
+          logger.log(curve, step, acc=evaluate(dataset)[0])
       interrupted = signal_received()
       if saves or interrupted or step == stop:
         checkpoints.save(step)
-        logger.log("learn_rate", step, float(schedule(step - 1)))
+        logger.log("learn_rate", step, lr=float(learning_rate_schedule(config)(step - 1)))
       if interrupted:
         bar.close()
         print(f"stopped at step {step}; continue with --restore --id {experiment.id}")
@@ -112,20 +125,28 @@ def train(
 
 def make_train_step(
   model: keras.Model,
-  optimizer: keras.optimizers.Optimizer,
+  optimizer: Momentum,
   strategy: tf.distribute.Strategy,
   num_pass: int = 1,
+  jit: bool = False,
 ) -> Callable[..., tf.Tensor]:
   """A function from an iterator of distributed batches to the batch's mean cross entropy, after an update.
 
-  Each replica takes its part of the batch in `num_pass` passes, one after the other, which takes the
-  memory of one. Batch statistics are those of a pass; gradients, and the update of the moving statistics,
-  are the mean over passes and replicas.
+  Args:
+    model: built.
+    optimizer: built for the model.
+    strategy: that they were built under.
+    num_pass: how many passes each replica takes its part of the batch in, one after the other, which takes
+      the memory of one. Batch statistics are those of a pass; gradients, and the update of the moving
+      statistics, are the mean over passes and replicas.
+    jit: compile the passes, forward and backward, by XLA.
   """
   replicas = strategy.num_replicas_in_sync
 
   def replica_step(images, labels):
-    loss, gradients = averaged_over_passes(model, images, labels, num_pass)
+    compute = tf.function(averaged_over_passes, jit_compile=True) if jit else averaged_over_passes
+    loss_scale = None if optimizer.loss_scale is None else tf.convert_to_tensor(optimizer.loss_scale)
+    loss, gradients = compute(model, images, labels, num_pass, loss_scale)
     if replicas > 1:  # The optimizer sums over the replicas.
       gradients = [gradient / replicas for gradient in gradients]
     optimizer.apply(gradients, model.trainable_variables)
@@ -137,6 +158,33 @@ def make_train_step(
     return strategy.reduce(tf.distribute.ReduceOp.MEAN, losses, axis=None)
 
   return train_step
+
+
+def make_reconstruction_monitor(
+  model: RevNet, strategy: tf.distribute.Strategy, images: tf.Tensor
+) -> Callable[[], list[float]]:
+  """A function without arguments to `model.reconstruction_errors(images)`, as the weights are then."""
+
+  @tf.function
+  def measure():
+    return strategy.reduce(
+      tf.distribute.ReduceOp.MEAN, strategy.run(model.reconstruction_errors, args=(images,)), axis=None
+    )
+
+  return lambda: [float(error) for error in measure()]
+
+
+def _log_reconstruction(logger: ExperimentLogger, step: int, errors: Sequence[float]) -> None:
+  logger.log(
+    "reconstruction_error", step, **{f"stage_{stage}": error for stage, error in enumerate(errors, start=1)}
+  )
+  for stage, error in enumerate(errors, start=1):
+    if not error <= MAX_RECONSTRUCTION_ERROR:
+      logging.warning(
+        "step %d: stage %d is rebuilt with a relative error of %.1e, and its gradients are as inexact; "
+        "continue with --override manual_gradients=false",
+        *(step, stage, error),
+      )
 
 
 def distribute(

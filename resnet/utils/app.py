@@ -28,6 +28,16 @@ def define_training_flags(models: str, results: str, num_gpu: int | None) -> Non
   flags.DEFINE_integer(
     "num_gpu", num_gpu, "Number of GPUs of each machine; all if not given; 0: the CPU.", lower_bound=0
   )
+  flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["float32", "mixed_bfloat16", "mixed_float16"],
+    "What the residual functions compute in; streams and weights are float32. Default: the configuration's.",
+  )
+  flags.DEFINE_bool("jit", False, "Compile forward and backward pass by XLA.")
+  flags.DEFINE_bool(
+    "monitor_reconstruction", False, "Log how well a RevNet's activations are rebuilt; warn when they are not."
+  )
   flags.DEFINE_multi_string(
     "override", [], "field=value: a field of the configuration to change, in this run. Repeatable."
   )

@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import pathlib
 import random
-from typing import Protocol
+from typing import Any, Protocol
 
 from resnet.configs import get_config, get_config_from_json, override_config, save_config
 from resnet.configs.config import NUM_CLASSES, Config
@@ -82,6 +82,7 @@ class TrainingFlags(Protocol):
   restore: bool
   model: str | None
   config: str | None
+  dtype: str | None
   override: list[str]
 
 
@@ -102,24 +103,26 @@ def open_experiment(
   """
   if flags.restore and flags.id is None:
     raise UserError("--restore needs --id, the experiment to continue")
+  chosen = [
+    ("model", "name", flags.model),
+    ("dataset", "dataset", dataset),
+    ("validation", "run_validation", run_validation),
+    ("dtype", "dtype", flags.dtype),
+  ]
   if flags.config is not None:
     config = get_config_from_json(flags.config)
   elif flags.restore:
     config = Experiment.named(flags.id or "", flags.results, flags.logs).load_config()
-    for flag, given, saved in (
-      ("model", flags.model, config.name),
-      ("dataset", dataset, config.dataset),
-      ("validation", run_validation, config.run_validation),
-    ):
+    for flag, field, given in chosen:
+      saved = getattr(config, field)
       if given not in (None, saved):
         raise UserError(f"--{flag} is {given}, but experiment {flags.id} was started with {saved}")
   else:
     config = get_config(flags.model or default_model)
+  fields: dict[str, Any] = {field: given for _, field, given in chosen[1:] if given is not None}
   if dataset is not None:
-    config = dataclasses.replace(config, dataset=dataset, num_classes=NUM_CLASSES[dataset])
-  if run_validation is not None:
-    config = dataclasses.replace(config, run_validation=run_validation)
-  config = override_config(config, flags.override)
+    fields["num_classes"] = NUM_CLASSES[dataset]
+  config = override_config(dataclasses.replace(config, **fields), flags.override)
   name = flags.id if flags.id is not None else new_id(config.dataset, config.name)
   experiment = Experiment.named(name, flags.results, flags.logs)
   if not flags.restore:

@@ -1,0 +1,35 @@
+"""What XLA makes of a training step: recomputation survives, and memory does not grow with depth."""
+
+import json
+
+import pytest
+from helpers import ROOT, start
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+  """mode -> units of the stage -> (convolutions, bytes of temporary memory)."""
+  dump = tmp_path_factory.mktemp("dump")
+  # The CPU's default scheduler runs early what it can, and so keeps what could be freed; the one chosen here
+  # heeds memory. XLA reads its flags once: hence a process.
+  flags = f"--xla_dump_to={dump} --xla_dump_hlo_as_text --xla_cpu_enable_concurrency_optimized_scheduler=false"
+  process = start("tests/compiled_step.py", str(dump), cwd=dump, PYTHONPATH=str(ROOT), XLA_FLAGS=flags)
+  assert process.returncode == 0, process.stderr
+  return {
+    mode: {int(units): tuple(numbers) for units, numbers in by_units.items()}
+    for mode, by_units in json.loads(process.stdout).items()
+  }
+
+
+def test_every_function_of_the_chain_is_computed_again(steps):
+  more = {mode: steps[mode][4][0] - steps[mode][2][0] for mode in steps}
+  # Two units more are eight convolutions more, each of which takes two more in the backward pass.
+  assert more == {"ordinary": 3 * 8, "unrolled": 4 * 8, "while_loop": 0}
+
+
+def test_memory_of_the_chain_does_not_grow_with_depth(steps):
+  growth = {mode: steps[mode][4][1] / steps[mode][2][1] for mode in steps}
+  assert growth["ordinary"] > 1.4
+  assert growth["unrolled"] < 1.05
+  assert growth["while_loop"] < 1.05
+  assert steps["unrolled"][4][1] < 0.8 * steps["ordinary"][4][1]
