@@ -8,11 +8,13 @@ from helpers import start
 
 from resnet.configs import get_config, save_config
 
-TINY = ["--dataset=digits", "--model=resnet-test", "--num_gpu=0", "--override=valid_batch_size=300"]
+TINY = ["--dataset=digits", "--model=revnet-test", "--override=height=32", "--override=width=32"]
+FAST = ["--num_gpu=0", "--override=valid_batch_size=300"]
 
 
 def test_cifar_script_trains_stops_and_resumes(tmp_path):
-  first = start("run_cifar_train.py", *TINY, "--id=a", "--max_num_steps=2", cwd=tmp_path)
+  mixed = ["--dtype=mixed_bfloat16", "--monitor_reconstruction"]
+  first = start("run_cifar_train.py", *TINY, *FAST, *mixed, "--id=a", "--max_num_steps=2", cwd=tmp_path)
   assert first.returncode == 0, first.stderr
   assert "Final test accuracy = " in first.stdout
   assert "steps 1 to 2" in first.stdout
@@ -21,7 +23,9 @@ def test_cifar_script_trains_stops_and_resumes(tmp_path):
   assert "steps 3 to 3" in second.stdout
   results, logs = tmp_path / "results/cifar/a", tmp_path / "logs/public/a"
   assert {path.name for path in results.glob("*.index")} == {f"model.ckpt-{k}.index" for k in (1, 2, 3)}
-  assert json.loads((results / "conf.json").read_text())["dataset"] == "digits"
+  saved = json.loads((results / "conf.json").read_text())
+  assert (saved["name"], saved["dataset"], saved["dtype"]) == ("revnet-test", "digits", "mixed_bfloat16")
+  assert (logs / "reconstruction_error.csv").read_text().startswith("step,time,stage_1,stage_2\n1,")
   commands = (logs / "cmd.txt").read_text().splitlines()
   assert len(commands) == 2
   assert commands[1].endswith("--restore --id=a --num_gpu=0 --max_num_steps=1")
@@ -41,6 +45,11 @@ def test_a_mistake_is_one_line_in_a_process_of_its_own(tmp_path):
   [
     (["--modle=x"], "Unknown command line flag 'modle'"),
     (["--max_num_steps=many"], "flag --max_num_steps=many"),
+    (
+      ["--dtype=float64"],
+      "flag --dtype=float64: value should be one of <float32|mixed_bfloat16|mixed_float16>",
+    ),
+    (["--model=resnet-32", "--monitor_reconstruction"], "--monitor_reconstruction needs a RevNet; resnet-32"),
     (["--dataset=mnist"], "flag --dataset=mnist: value should be one of <cifar-10|cifar-100|digits>"),
     (["train"], "unexpected argument 'train'"),
     (["--model=revnet-39"], "unknown model 'revnet-39'; allowed are resnet-32"),

@@ -28,6 +28,7 @@ from absl import flags
 
 # TensorFlow stays out of this process: a child counts in its peak what its parent held when starting it.
 from resnet.configs import get_config
+from resnet.configs.config import DTYPES
 from resnet.tools.benchmark_report import MODES, Case, Result, plot, summarize, table
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
@@ -41,6 +42,8 @@ def define_flags() -> None:
   flags.DEFINE_list("mode", list(MODES), f"Of {', '.join(MODES)}. A ResNet is measured in mode ordinary only.")
   flags.DEFINE_list("batch", ["100"], "Images of a step. Memory per image needs two sizes, e.g. 100,300.")
   flags.DEFINE_list("units", ["0"], "Residual units of each stage, e.g. 3,9,18; 0: as many as the model has.")
+  flags.DEFINE_enum("dtype", "float32", DTYPES, "As of the run scripts.")
+  flags.DEFINE_bool("jit", False, "As of the run scripts.")
   flags.DEFINE_integer("steps", 6, "Steps of a case in a round.", lower_bound=1)
   flags.DEFINE_integer("rounds", 3, "How many times the cases take turns.", lower_bound=1)
   flags.DEFINE_string("output", "benchmark", "Where to write the results: to this path and .json, and .png.")
@@ -53,6 +56,7 @@ def main() -> None:
   cases = make_cases(
     FLAGS.model, FLAGS.mode, _numbers("batch", FLAGS.batch, 1), _numbers("units", FLAGS.units, 0)
   )
+  cases = [dataclasses.replace(case, dtype=FLAGS.dtype, jit=FLAGS.jit) for case in cases]
   results, machine = measure(cases, FLAGS.steps, FLAGS.rounds)
   rows = summarize(results)
   print(table(rows))
@@ -65,7 +69,8 @@ def main() -> None:
   }
   pathlib.Path(f"{FLAGS.output}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
   device = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
-  plot(rows, f"{device}; TensorFlow {machine['tensorflow']}", f"{FLAGS.output}.png")
+  software = f"TensorFlow {machine['tensorflow']}, {FLAGS.dtype}{', XLA' if FLAGS.jit else ''}"
+  plot(rows, f"{device}; {software}", f"{FLAGS.output}.png")
   if any(result.error for result in results):
     sys.exit(1)
 

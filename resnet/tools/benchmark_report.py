@@ -26,6 +26,8 @@ class Case:
   mode: str
   batch: int  # images
   units: tuple[int, ...]  # residual units of each stage
+  dtype: str = "float32"  # a configuration's
+  jit: bool = False  # compiled by XLA
 
   @property
   def units_text(self) -> str:

@@ -45,6 +45,7 @@ def config_of(case: Case) -> Config:
     get_config(case.model),
     batch_size=case.batch,
     num_residual_units=case.units,
+    dtype=case.dtype,
     manual_gradients=case.mode != "ordinary",
     chain=case.mode if case.mode in ("unrolled", "while_loop") else "auto",
   )
@@ -83,7 +84,7 @@ def make_run(case: Case) -> Callable[[int], float]:
       lambda _: tf.data.Dataset.from_tensors((images, labels)).repeat().prefetch(1)
     )
   )
-  train_step = make_train_step(model, optimizer, strategy)
+  train_step = make_train_step(model, optimizer, strategy, jit=case.jit)
 
   def run(steps: int) -> float:
     start = time.perf_counter()
