@@ -136,7 +136,7 @@ def plot(rows: Sequence[dict[str, Any]], title: str, path: str | os.PathLike) ->
   """Draws memory and time per step of the rows of `summarize`, a line of two panels for each model.
 
   Memory is that of an image where batches of two sizes tell it, otherwise the peak. Time is that of the
-  largest batch.
+  smallest batch.
   """
   from matplotlib.figure import Figure  # Nothing else of the package needs it.
 
@@ -144,7 +144,7 @@ def plot(rows: Sequence[dict[str, Any]], title: str, path: str | os.PathLike) ->
   figure = Figure(figsize=(10, 0.9 + 3.4 * len(models)), layout="constrained")
   for axes, model in zip(figure.subplots(len(models), 2, squeeze=False), models):
     ours = [row for row in rows if row["model"] == model]
-    batch = max(row["batch"] for row in ours)
+    batch = min(row["batch"] for row in ours)
     ours = [row for row in ours if row["batch"] == batch]
     per_image = any(row["mb_per_image"] is not None for row in ours)
     memory_field = "mb_per_image" if per_image else "peak_mb"

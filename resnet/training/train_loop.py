@@ -23,7 +23,7 @@ from resnet.utils.experiment import Experiment
 from resnet.utils.experiment_logger import ExperimentLogger
 from resnet.utils.interrupt import deferred_signals
 
-MAX_RECONSTRUCTION_ERROR = 1e-3  # relative; beyond it there is a warning.
+MAX_RECONSTRUCTION_ERROR = 1e-2  # relative; beyond it there is a warning.
 
 
 def train(
