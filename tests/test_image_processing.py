@@ -22,7 +22,7 @@ def training(encoded, preprocessor="inception", boxes=NO_BOXES, seed=(1, 2), tur
 @pytest.mark.parametrize("order", [0, 1])
 @pytest.mark.parametrize("draws", [(0, 0, 0, 0), (1, 1, 1, 1), (0, 1, 0.1, 1), (1, 0.2, 0.9, 0.3)])
 def test_jitter_equals_tf_image(order, mirror, draws):
-  image = np.random.RandomState(3).uniform(-20, 275, [16, 12, 3]).astype(np.float32)
+  image = np.random.RandomState(3).uniform(-20, 275, [224, 224, 3]).astype(np.float32)
   image[0, 0], image[0, 1], image[0, 2], image[0, 3] = 0, 255, 100, (200, 100, 100)
   draws = tf.constant(draws, tf.float32)
   jitter = jitter_from_uniform(draws)

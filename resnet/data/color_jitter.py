@@ -63,28 +63,19 @@ def _adjust_saturation_and_hue(image: tf.Tensor, jitter: Jitter) -> tf.Tensor:
 
   With V the largest and C = V - min the spread of a pixel's channels, saturation is C / V. Scaling it, at most
   to 1, makes the spread min(factor * C, V), and 0 where V <= 0 (brightness may have pushed a pixel below
-  black). Every channel then is V - spread * (1 - t), t being a trapezoid of the rotated hue.
+  black). Every channel then is V - spread * t, t being a trapezoid of the rotated hue.
   """
   red, green, blue = tf.unstack(image)
   value = tf.maximum(tf.maximum(red, green), blue)
   spread = value - tf.minimum(tf.minimum(red, green), blue)
-  inverse = 1 / tf.where(spread > 0, spread, 1)
-  sixths = tf.where(  # the hue, in sixths of the colour circle
-    value == red,
-    (green - blue) * inverse,
-    tf.where(value == green, 2 + (blue - red) * inverse, 4 + (red - green) * inverse),
-  )
-  sixths += 6 * jitter.hue
-  sixths -= 6 * tf.floor(sixths / 6)  # tf.math.floormod would be a library call for every pixel
+  # Compare channels with each other, not with `value`: a compiled loop may compute a channel anew, and round
+  # it otherwise than the loop before, which `value` comes from.
+  is_red, is_green = tf.logical_and(red >= green, red >= blue), green >= blue
+  difference = tf.where(is_red, green - blue, tf.where(is_green, blue - red, red - green))
+  first_sixth = tf.where(is_red, 0.0, tf.where(is_green, 2.0, 4.0))
+  sixths = first_sixth + difference / tf.where(spread > 0, spread, 1)  # the hue, in sixths of the colour circle
   spread = tf.where(value > 0, tf.minimum(jitter.saturation * spread, value), 0)
-
-  def channel(trapezoid: tf.Tensor) -> tf.Tensor:
-    return value - spread * (1 - tf.clip_by_value(trapezoid, 0, 1))
-
-  return tf.stack(
-    [
-      channel(tf.abs(sixths - 3) - 1),
-      channel(2 - tf.abs(sixths - 2)),
-      channel(2 - tf.abs(sixths - 4)),
-    ]
-  )
+  # A channel is below V over four sixths of the circle, from one sixth after its own hue (0, 2 or 4) on.
+  sixths = sixths + 6 * jitter.hue - tf.reshape([1.0, 3.0, 5.0], [3, 1, 1])
+  sixths -= 6 * tf.floor(sixths / 6)  # tf.math.floormod would be a library call for every pixel
+  return value - spread * tf.clip_by_value(tf.minimum(sixths, 4 - sixths), 0, 1)
