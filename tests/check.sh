@@ -8,4 +8,5 @@ pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 ruff format --check .
 ruff check .
 mypy
-pytest "$@"
+# Two processes; tests of one file share its fixtures, so stay together.
+pytest --numprocesses 2 --dist loadfile "$@"
