@@ -19,7 +19,8 @@ What makes this exact, and small:
   (moving statistics, seeds of dropout) is read once before the forward pass, so that the second run sees
   what the first one saw, and written once, after it.
 - The backward pass is gated: in a graph nothing else would keep all units from being rebuilt before the
-  first gradient is taken, which would hold every activation after all.
+  first gradient is taken, which would hold every activation after all. A unit is rebuilt when the gradients
+  of the one after it are done; within a unit the rebuild of F and the gradients of G run side by side.
 - The streams keep their dtype whatever F and G compute in: a sum rounded to bfloat16 cannot be undone.
 
 Costs: one more forward pass of every function. Limits: losses added inside F and G (`add_loss`) are not
@@ -161,7 +162,8 @@ def _undo(functions, streams, d_streams, weights, states):
     streams[target] -= tf.cast(change, streams[target].dtype)
     d_streams[source] += tf.cast(d_source, d_streams[source].dtype)
     d_weights.append(d_weight)
-    streams = after((d_streams, d_weight), streams)
+    if k % 2 == 0:
+      streams = after((d_streams, d_weights[-2:]), streams)
   return tuple(streams), tuple(d_streams), d_weights[::-1]
 
 
