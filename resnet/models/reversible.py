@@ -20,7 +20,7 @@ What makes this exact, and small:
   what the first one saw, and written once, after it.
 - The backward pass is gated: in a graph nothing else would keep all units from being rebuilt before the
   first gradient is taken, which would hold every activation after all. A unit is rebuilt when the gradients
-  of the one after it are done; within a unit the rebuild of F and the gradients of G run side by side.
+  of the one after it are done; within a unit the rebuild of F and the gradients of G may run side by side.
 - The streams keep their dtype whatever F and G compute in: a sum rounded to bfloat16 cannot be undone.
 
 Costs: one more forward pass of every function. Limits: losses added inside F and G (`add_loss`) are not
