@@ -5,6 +5,8 @@ import math
 import keras
 import tensorflow as tf
 
+from resnet.models.pure_function import keep, kept
+
 BATCH_NORM_EPSILON = 1e-3
 BATCH_NORM_DECAY = 0.99
 
@@ -42,7 +44,8 @@ class BatchNorm(keras.layers.Layer):
   With training=True it normalises by the batch's mean and (biased) variance and moves the moving
   statistics towards them: moving = 0.99 * moving + 0.01 * batch. Otherwise it normalises by the
   moving statistics. Under data parallelism each replica keeps moving statistics of its own, whose
-  mean is what is read outside the replicas and saved.
+  mean is what is read outside the replicas and saved. A second run, in the backward pass, takes the
+  batch's statistics from the first.
 
   Source: Ioffe and Szegedy 2015, "Batch Normalization".
   """
@@ -64,34 +67,57 @@ class BatchNorm(keras.layers.Layer):
 
   def call(self, x, training=False):
     if not training:
-      y, _, _ = self._normalise(x, self.moving_mean.value, self.moving_variance.value, training=False)
-      return y
-    y, mean, variance = self._normalise(x, None, None, training=True)
+      return self._normalise(x, self.moving_mean.value, self.moving_variance.value)
+    if x.dtype == tf.float64:
+      mean, variance = tf.nn.moments(x, [0, 1, 2])
+      y = self._normalise(x, mean, variance)
+    elif statistics := kept():
+      return self._normalise_again(x, *statistics)
+    else:
+      y, mean, unbiased, *reserve = self._fused(x, tf.zeros([0]), tf.zeros([0]), training=True)
+      n = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
+      variance = unbiased * ((n - 1) / n)
+      keep((mean, variance, reserve))
     for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
       moving.assign(BATCH_NORM_DECAY * moving + (1 - BATCH_NORM_DECAY) * batch)
     return y
 
-  def _normalise(self, x, mean, variance, training):
-    """(normalised x, its mean, its biased variance)."""
+  def _normalise(self, x, mean, variance):
     if x.dtype == tf.float64:  # The fused kernel has no float64; the mathematics is checked in it.
-      if training:
-        mean, variance = tf.nn.moments(x, [0, 1, 2])
-      y = tf.nn.batch_normalization(x, mean, variance, self.beta, self.gamma, BATCH_NORM_EPSILON)
-      return y, mean, variance
-    empty = tf.zeros([0])
-    y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+      return tf.nn.batch_normalization(x, mean, variance, self.beta, self.gamma, BATCH_NORM_EPSILON)
+    return self._fused(x, mean, variance, training=False)[0]
+
+  def _normalise_again(self, x, mean, variance, reserve):
+    """x, normalised by the batch's statistics as the first run found them; they are part of the gradient."""
+
+    @tf.custom_gradient
+    def normalise(x, gamma, beta):
+      def gradient(dy):
+        return tf.raw_ops.FusedBatchNormGradV3(
+          y_backprop=dy,
+          x=x,
+          scale=gamma,
+          reserve_space_1=reserve[0],
+          reserve_space_2=reserve[1],
+          reserve_space_3=reserve[2],
+          epsilon=BATCH_NORM_EPSILON,
+          is_training=True,
+        )[:3]
+
+      return self._fused(x, mean, variance, training=False)[0], gradient
+
+    return normalise(x, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta))
+
+  def _fused(self, x, mean, variance, training):
+    return tf.raw_ops.FusedBatchNormV3(
       x=x,
       scale=self.gamma,
       offset=self.beta,
-      mean=empty if training else mean,
-      variance=empty if training else variance,
+      mean=mean,
+      variance=variance,
       epsilon=BATCH_NORM_EPSILON,
       is_training=training,
     )
-    if training:  # The kernel returns the unbiased variance, n / (n - 1) times what it normalised by.
-      n = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
-      variance *= (n - 1) / n
-    return y, mean, variance
 
   def compute_output_shape(self, input_shape):
     return input_shape

@@ -24,11 +24,11 @@ def recompute(layer: keras.layers.Layer, inputs: Tensors, training: bool = False
 
   @tf.custom_gradient
   def run(inputs, weights):
-    outputs, new_state = function(unrecorded(weights), state, unrecorded(inputs))
+    outputs, new_state, kept = function(unrecorded(weights), state, unrecorded(inputs))
 
     def gradient(*upstream):
       d_outputs = tf.nest.pack_sequence_as(outputs, upstream[: len(tf.nest.flatten(outputs))])
-      _, d_inputs, d_weights = rerun(function, weights, state, after(d_outputs, inputs), d_outputs)
+      _, d_inputs, d_weights = rerun(function, weights, state, kept, after(d_outputs, inputs), d_outputs)
       return d_inputs, d_weights
 
     return (outputs, new_state), gradient
@@ -38,11 +38,11 @@ def recompute(layer: keras.layers.Layer, inputs: Tensors, training: bool = False
   return outputs
 
 
-def rerun(function, weights, state, inputs, d_outputs):
-  """(outputs, their gradient with respect to inputs, with respect to weights)."""
+def rerun(function, weights, state, kept, inputs, d_outputs):
+  """A function's second run: (outputs, their gradient with respect to inputs, with respect to weights)."""
   with tf.GradientTape(watch_accessed_variables=False) as tape:
     tape.watch((inputs, weights))
-    outputs, _ = function(weights, state, inputs)
+    outputs, *_ = function(weights, state, inputs, kept)
   d_outputs = tf.nest.map_structure(lambda d, y: tf.cast(d, y.dtype), d_outputs, outputs)
   d_inputs, d_weights = tape.gradient(
     outputs, (inputs, weights), d_outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO

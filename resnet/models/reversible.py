@@ -17,7 +17,8 @@ What makes this exact, and small:
 
 - Layers are run as pure functions of (weights, state, inputs) in a `keras.StatelessScope`. The state
   (moving statistics, seeds of dropout) is read once before the forward pass, so that the second run sees
-  what the first one saw, and written once, after it.
+  what the first one saw, and written once, after it. What a layer keeps (`keep`), as batch normalisation
+  does its batch's statistics, is handed to its second run.
 - The backward pass is gated: in a graph nothing else would keep all units from being rebuilt before the
   first gradient is taken, which would hold every activation after all. A unit is rebuilt when the gradients
   of the one after it are done; within a unit the rebuild of F and the gradients of G may run side by side.
@@ -92,7 +93,7 @@ class ReversibleChain(keras.layers.Layer):
     weights = [function.weights() for function in functions]
     states = [function.state() for function in functions]
     if not self.manual_gradients or not functions:
-      outputs, states = _run(functions, inputs, weights, states)
+      outputs, states, _ = _run(functions, inputs, weights, states)
     else:
       run, undo = (_run, _undo) if self.form == "unrolled" else (_run_loop, _undo_loop)
       outputs, states = _without_storing(run, undo, functions, tuple(inputs), weights, states)
@@ -103,13 +104,13 @@ class ReversibleChain(keras.layers.Layer):
   def inverse(self, outputs, training=False):
     """The inputs that give `outputs`, rebuilt as by the backward pass. Assigns nothing.
 
-    F and G that draw random numbers draw others than they did.
+    Statistics of a batch are computed again, and F and G that draw random numbers draw others than they did.
     """
     streams = list(outputs)
     for k, layer in reversed(list(enumerate(self.functions))):
       target, source = k % 2, 1 - k % 2
       function = PureFunction(layer, training)
-      change, _ = function(function.weights(), function.state(), streams[source])
+      change, *_ = function(function.weights(), function.state(), streams[source])
       streams[target] -= tf.cast(change, streams[target].dtype)
     return tuple(streams)
 
@@ -130,11 +131,11 @@ def _without_storing(run, undo, functions, streams, weights, states):
 
   @tf.custom_gradient
   def chain(streams, weights):
-    outputs, new_states = run(functions, *unrecorded((streams, weights)), states)
+    outputs, new_states, kept = run(functions, *unrecorded((streams, weights)), states)
 
     def gradient(dy1, dy2, *_):
       gated = after((dy1, dy2), outputs)
-      _, d_streams, d_weights = undo(functions, gated, (dy1, dy2), weights, states)
+      _, d_streams, d_weights = undo(functions, gated, (dy1, dy2), weights, states, kept)
       return d_streams, d_weights
 
     return (outputs, new_states), gradient
@@ -143,22 +144,25 @@ def _without_storing(run, undo, functions, streams, weights, states):
 
 
 def _run(functions, streams, weights, states):
-  """Forward pass: ((y1, y2), the functions' new states)."""
-  streams, new_states = list(streams), []
+  """Forward pass: ((y1, y2), the functions' new states, what they kept for their second run)."""
+  streams, new_states, kept = list(streams), [], []
   for k, function in enumerate(functions):
     target, source = k % 2, 1 - k % 2
-    change, new_state = function(weights[k], states[k], streams[source])
+    change, new_state, kept_here = function(weights[k], states[k], streams[source])
     streams[target] += tf.cast(change, streams[target].dtype)
     new_states.append(new_state)
-  return tuple(streams), new_states
+    kept.append(kept_here)
+  return tuple(streams), new_states, kept
 
 
-def _undo(functions, streams, d_streams, weights, states):
+def _undo(functions, streams, d_streams, weights, states, kept):
   """Backward pass, from (y1, y2) and their gradients: ((x1, x2), their gradients, those of the weights)."""
   streams, d_streams, d_weights = list(streams), list(d_streams), []
   for k, function in reversed(list(enumerate(functions))):
     target, source = k % 2, 1 - k % 2
-    change, d_source, d_weight = rerun(function, weights[k], states[k], streams[source], d_streams[target])
+    change, d_source, d_weight = rerun(
+      function, weights[k], states[k], kept[k], streams[source], d_streams[target]
+    )
     streams[target] -= tf.cast(change, streams[target].dtype)
     d_streams[source] += tf.cast(d_source, d_streams[source].dtype)
     d_weights.append(d_weight)
@@ -168,25 +172,26 @@ def _undo(functions, streams, d_streams, weights, states):
 
 
 def _run_loop(functions, streams, weights, states):
-  """`_run` as a loop over units."""
+  """`_run` as a loop over units, for whose second run nothing is kept: carrying it saved no time."""
   unit, weights, states = functions[:2], _stack(weights), _stack(states)
 
   def step(index, streams):
-    return _run(unit, streams, _entry(weights, index), _entry(states, index))
+    streams, new_state, _ = _run(unit, streams, _entry(weights, index), _entry(states, index))
+    return streams, new_state
 
   outputs, new_states = _loop(step, streams, states, range(len(functions) // 2))
   for k, function in enumerate(functions):
     function.changed |= unit[k % 2].changed
-  return outputs, _unstack(new_states, len(functions))
+  return outputs, _unstack(new_states, len(functions)), [None] * len(functions)
 
 
-def _undo_loop(functions, streams, d_streams, weights, states):
+def _undo_loop(functions, streams, d_streams, weights, states, kept):
   """`_undo` as a loop over units."""
   unit, weights, states = functions[:2], _stack(weights), _stack(states)
 
   def step(index, carried):
     weight, state = _entry(weights, index), _entry(states, index)
-    streams, d_streams, d_weight = _undo(unit, *carried, weight, state)
+    streams, d_streams, d_weight = _undo(unit, *carried, weight, state, kept[:2])
     return (streams, d_streams), d_weight
 
   last_to_first = range(len(functions) // 2)[::-1]
