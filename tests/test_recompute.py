@@ -79,6 +79,7 @@ def test_batch_norm_runs_again_by_the_statistics_of_its_first_run():
   with tf.GradientTape() as tape:
     tape.watch((x, weights))
     y, _, statistics = function(weights, state, x)
+  assert {tensor.shape for tensor in tf.nest.flatten(statistics)} == {(3,)}
   expected = tf.nest.flatten([y, tape.gradient(y, (x, weights), dy)])
   actual = tf.nest.flatten(rerun(function, weights, state, statistics, x, dy))
   assert_close(actual, expected, 1e-6)

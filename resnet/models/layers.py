@@ -93,13 +93,12 @@ class BatchNorm(keras.layers.Layer):
     @tf.custom_gradient
     def normalise(x, gamma, beta):
       def gradient(dy):
-        return tf.raw_ops.FusedBatchNormGradV3(
+        return tf.raw_ops.FusedBatchNormGradV2(
           y_backprop=dy,
           x=x,
           scale=gamma,
           reserve_space_1=reserve[0],
           reserve_space_2=reserve[1],
-          reserve_space_3=reserve[2],
           epsilon=BATCH_NORM_EPSILON,
           is_training=True,
         )[:3]
@@ -109,7 +108,8 @@ class BatchNorm(keras.layers.Layer):
     return normalise(x, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta))
 
   def _fused(self, x, mean, variance, training):
-    return tf.raw_ops.FusedBatchNormV3(
+    # Not V3: fused with the ReLU after it, it reserves a mask of the ReLU too, of the size of the activation.
+    return tf.raw_ops.FusedBatchNormV2(
       x=x,
       scale=self.gamma,
       offset=self.beta,
