@@ -26,9 +26,10 @@ def keep(tensors: Tensors) -> None:
 
 
 def kept() -> Tensors | None:
-  """In a layer's second run what the first run kept, in the same order; otherwise None.
+  """In a layer's second run what the first run kept, in the same order; otherwise None: compute it.
 
-  No gradient flows through it: where one should, the layer has to give it by `tf.custom_gradient`.
+  No gradient flows through it: where one should, the layer has to give it by `tf.custom_gradient`. A chain
+  of form "while_loop" hands nothing over.
   """
   running = _running.get()
   return next(running[1]) if running and running[1] else None
