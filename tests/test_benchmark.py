@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -158,6 +159,15 @@ def test_failing_cases_are_reported_and_the_others_measured(fake_worker, run_ben
   assert (tmp_path / "out.png").read_bytes().startswith(PNG)
 
 
+@pytest.fixture
+def heeds_interruption():
+  """Of a job in the background the shell has interruptions ignored."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_interruption")
 def test_interruption_ends_all_processes(fake_worker):
   results = []
   cases = benchmark.make_cases(["revnet-110"], ["ordinary", "while_loop"], [10], [0])
