@@ -103,7 +103,7 @@ class BatchNorm(keras.layers.Layer):
           is_training=True,
         )[:3]
 
-      return self._fused(x, mean, variance, training=False)[0], gradient
+      return self._normalise(x, mean, variance), gradient
 
     return normalise(x, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta))
 
