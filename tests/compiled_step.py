@@ -35,7 +35,7 @@ modes = {
 }
 json.dump(
   {
-    mode: {units: compiled(num_residual_units=(units,), **fields) for units in (2, 4)}
+    mode: {units: compiled(num_residual_units=(units,), **fields) for units in (4, 6)}
     for mode, fields in modes.items()
   },
   sys.stdout,

@@ -22,14 +22,14 @@ def steps(tmp_path_factory):
 
 
 def test_every_function_of_the_chain_is_computed_again(steps):
-  more = {mode: steps[mode][4][0] - steps[mode][2][0] for mode in steps}
+  more = {mode: steps[mode][6][0] - steps[mode][4][0] for mode in steps}
   # Two units more are eight convolutions more, each of which takes two more in the backward pass.
   assert more == {"ordinary": 3 * 8, "unrolled": 4 * 8, "while_loop": 0}
 
 
 def test_memory_of_the_chain_does_not_grow_with_depth(steps):
-  growth = {mode: steps[mode][4][1] / steps[mode][2][1] for mode in steps}
-  assert growth["ordinary"] > 1.4
+  growth = {mode: steps[mode][6][1] / steps[mode][4][1] for mode in steps}
+  assert growth["ordinary"] > 1.3
   assert growth["unrolled"] < 1.05
   assert growth["while_loop"] < 1.05
-  assert steps["unrolled"][4][1] < 0.8 * steps["ordinary"][4][1]
+  assert steps["unrolled"][6][1] < 0.8 * steps["ordinary"][6][1]

@@ -133,6 +133,9 @@ class PreactivatedConv(keras.layers.Layer):
     kernel_size: of the convolution, pixels.
     stride: of the convolution.
     preactivate: False leaves out batch normalisation and ReLU.
+
+  Call arguments:
+    keep_output: hold the output for a second run, in the backward pass, which then takes but its gradient.
   """
 
   def __init__(self, index, filters, kernel_size, stride=1, preactivate=True, **kwargs):
@@ -146,10 +149,35 @@ class PreactivatedConv(keras.layers.Layer):
       self.bn.build(input_shape)
     self.conv.build(input_shape)
 
-  def call(self, x, training=False):
+  def call(self, x, training=False, keep_output=False):
     if self.bn:
       x = tf.nn.relu(self.bn(x, training=training))
-    return self.conv(x)
+    if not keep_output:
+      return self.conv(x)
+    if (y := kept()) is not None:
+      return self._convolve_again(x, y)
+    y = self.conv(x)
+    keep(y)
+    return y
+
+  def _convolve_again(self, x, y):
+    """The convolution of x, which is known to be y."""
+    attributes = {"strides": [1, *self.conv.strides, 1], "padding": "SAME"}
+
+    @tf.custom_gradient
+    def convolve(x, kernel):
+      def gradient(dy):
+        dx = tf.raw_ops.Conv2DBackpropInput(
+          input_sizes=tf.shape(x), filter=kernel, out_backprop=dy, **attributes
+        )
+        d_kernel = tf.raw_ops.Conv2DBackpropFilter(
+          input=x, filter_sizes=tf.shape(kernel), out_backprop=dy, **attributes
+        )
+        return dx, d_kernel
+
+      return y, gradient
+
+    return convolve(x, tf.convert_to_tensor(self.conv.kernel))
 
   def compute_output_shape(self, input_shape):
     return self.conv.compute_output_shape(input_shape)

@@ -19,7 +19,7 @@ def keep(tensors: Tensors) -> None:
   """Keeps `tensors` for the second run of a layer, in the backward pass; does nothing if there is none.
 
   To be called in the `call` of a layer, on values that take long to compute and are small, since they are
-  held until the backward pass: the statistics of a batch, say.
+  held until the backward pass: the statistics of a batch, or the output of a convolution where maps are small.
   """
   if running := _running.get():
     running[0].append(tensors)

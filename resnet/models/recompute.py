@@ -40,6 +40,7 @@ def recompute(layer: keras.layers.Layer, inputs: Tensors, training: bool = False
 
 def rerun(function, weights, state, kept, inputs, d_outputs):
   """A function's second run: (outputs, their gradient with respect to inputs, with respect to weights)."""
+  kept = kept and after(inputs, kept)  # Else what is computed from `kept` alone would not heed the gate.
   with tf.GradientTape(watch_accessed_variables=False) as tape:
     tape.watch((inputs, weights))
     outputs, *_ = function(weights, state, inputs, kept)

@@ -13,12 +13,24 @@ from resnet.models.resnet_model import ResNet
 from resnet.models.reversible import ReversibleChain
 
 
+def _last_units(stages):
+  """The units whose convolutions' outputs can be kept for the backward pass without its taking more memory.
+
+  It takes most at its end, when it rebuilds a unit of the first stage; what is kept for the last units is then
+  gone. A unit's activations have half the size in each stage of what they have in the one before, and the
+  convolutions' outputs are half of them: so 2 ** stages of the last stage's units keep as much as one of the
+  first stage holds.
+  """
+  return stages[-1][-(2 ** len(stages)) :]
+
+
 @keras.saving.register_keras_serializable("resnet")
 class RevNet(ResNet):
   """Reversible residual network: images [N, H, W, C] -> logits [N, num_classes], both float32.
 
-  With config.manual_gradients the backward pass stores one activation a stage; without it, all, as
-  ordinary backpropagation does. Outputs, gradients and moving statistics are the same.
+  With config.manual_gradients the backward pass stores one activation a stage, and the last few units'
+  convolutions; without it, all activations, as ordinary backpropagation does. Outputs, gradients and
+  moving statistics are the same.
   """
 
   def __init__(self, config, **kwargs):
@@ -28,6 +40,9 @@ class RevNet(ResNet):
       ReversibleChain([(unit.f, unit.g) for unit in stage[1:]], self.config.manual_gradients, form)
       for stage in self.stages
     ]
+    # The loop form hands nothing to the second run.
+    for unit in _last_units(self.stages) if form == "unrolled" else []:
+      unit.f.keep_outputs = unit.g.keep_outputs = True
 
   def _make_unit(self, **kwargs):
     return RevNetUnit(**kwargs)
