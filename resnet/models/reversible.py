@@ -24,8 +24,8 @@ What makes this exact, and small:
   of the one after it are done; within a unit the rebuild of F and the gradients of G may run side by side.
 - The streams keep their dtype whatever F and G compute in: a sum rounded to bfloat16 cannot be undone.
 
-Costs: one more forward pass of every function. Limits: losses added inside F and G (`add_loss`) are not
-seen, and gradients of gradients are not supported.
+Costs: one more forward pass of every function, less what its layers keep. Limits: losses added inside F
+and G (`add_loss`) are not seen, and gradients of gradients are not supported.
 """
 
 from collections.abc import Callable, Sequence
@@ -104,7 +104,7 @@ class ReversibleChain(keras.layers.Layer):
   def inverse(self, outputs, training=False):
     """The inputs that give `outputs`, rebuilt as by the backward pass. Assigns nothing.
 
-    Statistics of a batch are computed again, and F and G that draw random numbers draw others than they did.
+    What layers keep is computed again, and F and G that draw random numbers draw others than they did.
     """
     streams = list(outputs)
     for k, layer in reversed(list(enumerate(self.functions))):

@@ -14,10 +14,10 @@ from resnet.models.reversible import ReversibleChain
 
 
 def _last_units(stages):
-  """The units whose convolutions' outputs can be kept for the backward pass without its taking more memory.
+  """The units whose convolutions' outputs are kept for the backward pass: they add little or nothing to its peak.
 
-  It takes most at its end, when it rebuilds a unit of the first stage; what is kept for the last units is then
-  gone. A unit's activations have half the size in each stage of what they have in the one before, and the
+  That is at its end, when it rebuilds a unit of the first stage; what is kept for the last units is gone by
+  then. A unit's activations have half the size in each stage of what they have in the one before, and the
   convolutions' outputs are half of them: so 2 ** stages of the last stage's units keep as much as one of the
   first stage holds.
   """
