@@ -14,7 +14,7 @@ from resnet.models.reversible import ReversibleChain
 
 
 def _last_units(stages):
-  """The units whose convolutions' outputs are kept for the backward pass: they add little or nothing to its peak.
+  """The units whose convolutions' outputs are kept for the backward pass: they hardly add to its peak.
 
   That is at its end, when it rebuilds a unit of the first stage; what is kept for the last units is gone by
   then. A unit's activations have half the size in each stage of what they have in the one before, and the
