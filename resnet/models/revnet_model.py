@@ -13,17 +13,6 @@ from resnet.models.resnet_model import ResNet
 from resnet.models.reversible import ReversibleChain
 
 
-def _last_units(stages):
-  """The units whose convolutions' outputs are kept for the backward pass: they hardly add to its peak.
-
-  That is at its end, when it rebuilds a unit of the first stage; what is kept for the last units is gone by
-  then. A unit's activations have half the size in each stage of what they have in the one before, and the
-  convolutions' outputs are half of them: so 2 ** stages of the last stage's units keep as much as one of the
-  first stage holds.
-  """
-  return stages[-1][-(2 ** len(stages)) :]
-
-
 @keras.saving.register_keras_serializable("resnet")
 class RevNet(ResNet):
   """Reversible residual network: images [N, H, W, C] -> logits [N, num_classes], both float32.
@@ -41,8 +30,18 @@ class RevNet(ResNet):
       for stage in self.stages
     ]
     # The loop form hands nothing to the second run.
-    for unit in _last_units(self.stages) if form == "unrolled" else []:
+    for unit in self._keeping_units() if form == "unrolled" else []:
       unit.f.keep_outputs = unit.g.keep_outputs = True
+
+  def _keeping_units(self):
+    """The units whose convolutions' outputs are kept for the backward pass: they hardly add to its peak.
+
+    That is at its end, when it rebuilds a unit of the first stage; what is kept for the last units is gone by
+    then. A unit's activations have half the size in each stage of what they have in the one before, and the
+    convolutions' outputs are half of them: so 2 ** stages of the last stage's units keep as much as one of the
+    first stage holds.
+    """
+    return self.stages[-1][-(2 ** len(self.stages)) :]
 
   def _make_unit(self, **kwargs):
     return RevNetUnit(**kwargs)

@@ -38,6 +38,9 @@ class RecomputedRevNet(RevNet):
       streams = recompute(unit, streams, training)
     return tf.concat(streams, axis=-1)
 
+  def _keeping_units(self):
+    return []
+
 
 def config_of(case: Case) -> Config:
   """The configuration that a case trains."""
