@@ -94,9 +94,12 @@ class ReversibleChain(keras.layers.Layer):
     states = [function.state() for function in functions]
     if not self.manual_gradients or not functions:
       outputs, states, _ = _run(functions, inputs, weights, states)
+    elif self.form == "unrolled":
+      outputs, states = _without_storing(_run, _undo, functions, tuple(inputs), weights, states)
     else:
-      run, undo = (_run, _undo) if self.form == "unrolled" else (_run_loop, _undo_loop)
-      outputs, states = _without_storing(run, undo, functions, tuple(inputs), weights, states)
+      stacked = _stack(weights), _stack(states)
+      outputs, states = _without_storing(_run_loop, _undo_loop, functions, tuple(inputs), *stacked)
+      states = _unstack(states, len(functions))
     for function, state in zip(functions, states, strict=True):
       function.assign(state)
     return outputs
@@ -172,8 +175,11 @@ def _undo(functions, streams, d_streams, weights, states, kept):
 
 
 def _run_loop(functions, streams, weights, states):
-  """`_run` as a loop over units, for whose second run nothing is kept: carrying it saved no time."""
-  unit, weights, states = functions[:2], _stack(weights), _stack(states)
+  """`_run` as a loop over units, whose weights and states are stacked.
+
+  Nothing is kept for the second run: carrying it saved no time.
+  """
+  unit = functions[:2]
 
   def step(index, streams):
     streams, new_state, _ = _run(unit, streams, _entry(weights, index), _entry(states, index))
@@ -182,21 +188,20 @@ def _run_loop(functions, streams, weights, states):
   outputs, new_states = _loop(step, streams, states, range(len(functions) // 2))
   for k, function in enumerate(functions):
     function.changed |= unit[k % 2].changed
-  return outputs, _unstack(new_states, len(functions)), [None] * len(functions)
+  return outputs, new_states, [None, None]
 
 
 def _undo_loop(functions, streams, d_streams, weights, states, kept):
-  """`_undo` as a loop over units."""
-  unit, weights, states = functions[:2], _stack(weights), _stack(states)
+  """`_undo` as a loop over units, whose weights and states, and the weights' gradients, are stacked."""
 
   def step(index, carried):
     weight, state = _entry(weights, index), _entry(states, index)
-    streams, d_streams, d_weight = _undo(unit, *carried, weight, state, kept[:2])
+    streams, d_streams, d_weight = _undo(functions[:2], *carried, weight, state, kept)
     return (streams, d_streams), d_weight
 
   last_to_first = range(len(functions) // 2)[::-1]
   (streams, d_streams), d_weights = _loop(step, (streams, d_streams), weights, last_to_first)
-  return streams, d_streams, _unstack(d_weights, len(functions))
+  return streams, d_streams, d_weights
 
 
 def _loop(step: Callable, carried: Tensors, like: Tensors, indices: range) -> tuple[Tensors, Tensors]:

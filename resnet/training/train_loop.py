@@ -152,7 +152,7 @@ def make_train_step(
     optimizer.apply(gradients, model.trainable_variables)
     return loss
 
-  @tf.function
+  @tf.function(autograph=False)  # No Python in it branches on a tensor.
   def train_step(iterator):
     losses = strategy.run(replica_step, args=next(iterator))
     return strategy.reduce(tf.distribute.ReduceOp.MEAN, losses, axis=None)
