@@ -234,7 +234,7 @@ def _stack(values: list[list[tf.Tensor]]) -> list[list[tf.Tensor]]:
 
 
 def _entry(stacked: Tensors, index: tf.Tensor) -> Tensors:
-  return tf.nest.map_structure(lambda tensor: tensor[index], stacked)
+  return tf.nest.map_structure(lambda tensor: tf.gather(tensor, index), stacked)
 
 
 def _unstack(stacked: list[list[tf.Tensor]], functions: int) -> list[list[tf.Tensor]]:
