@@ -45,7 +45,8 @@ class Config:
   init_stride: int
   init_max_pool: bool  # 3x3 max pool of stride 2 after the stem
   manual_gradients: bool  # rebuild activations in the backward pass instead of storing them
-  chain: str  # form of the manual gradients, see resnet/models/reversible.py; "auto": the faster one
+  chain: str  # form of the manual gradients, see resnet/reversible/chain.py; "auto": the faster one
+  grid_bits: int = 0  # 14, say, rebuilds to the last bit, see ReversibleChain; 0: no grid, as in version 0.1
   dtype: str  # Keras' dtype policy of the residual functions; float64 is for checks, the streams never mixed
   # Training.
   batch_size: int  # of one update, over all replicas
@@ -132,6 +133,8 @@ def _check_numbers(config: Config) -> None:
     raise UserError(f"momentum must be in [0, 1), got {config.momentum}")
   if not 0 <= config.seed < 2**31:
     raise UserError(f"seed must be in [0, 2**31), got {config.seed}")
+  if not 0 <= config.grid_bits < 24:
+    raise UserError(f"grid_bits must be in [0, 24), got {config.grid_bits}")
   if config.wd < 0:
     raise UserError(f"wd must not be negative, got {config.wd}")
   for rate in (config.base_learn_rate, *config.lr_list):
@@ -169,6 +172,8 @@ def _check_widths(config: Config) -> None:
         raise UserError(f"filters of a RevNet must be even (two equal streams), got {filters}")
   elif config.manual_gradients:
     raise UserError("manual_gradients must be false for model_class 'resnet': it is not reversible")
+  elif config.grid_bits:
+    raise UserError(f"grid_bits must be 0 for model_class 'resnet': it has no streams; got {config.grid_bits}")
   if config.use_bottleneck:
     return
   # Without projections the skip path pads channels evenly and pools without a remainder.

@@ -57,7 +57,8 @@ def get_config_from_json(path: str | os.PathLike) -> Config:
       fields = from_original(fields)
     for name in fields:
       _require_field(name)
-    missing = [name for name in _field_names() if name not in fields]
+    needed = [field.name for field in dataclasses.fields(Config) if field.default is dataclasses.MISSING]
+    missing = [name for name in needed if name not in fields]
     if missing:
       raise UserError(f"missing field {', '.join(missing)}")
     config = Config(**fields)

@@ -1,9 +1,8 @@
 """Residual and reversible residual networks as Keras models."""
 
 from resnet.models.model_factory import get_model
-from resnet.models.recompute import recompute
 from resnet.models.resnet_model import ResNet
-from resnet.models.reversible import ReversibleChain
 from resnet.models.revnet_model import RevNet
+from resnet.reversible import ReversibleChain, recompute
 
 __all__ = ["ResNet", "RevNet", "ReversibleChain", "get_model", "recompute"]

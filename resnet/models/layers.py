@@ -5,7 +5,7 @@ import math
 import keras
 import tensorflow as tf
 
-from resnet.models.pure_function import keep, kept
+from resnet.reversible import replayed
 
 BATCH_NORM_EPSILON = 1e-3
 BATCH_NORM_DECAY = 0.99
@@ -71,13 +71,10 @@ class BatchNorm(keras.layers.Layer):
     if x.dtype == tf.float64:
       mean, variance = tf.nn.moments(x, [0, 1, 2])
       y = self._normalise(x, mean, variance)
-    elif statistics := kept():
-      return self._normalise_again(x, *statistics)
     else:
-      y, mean, unbiased, *reserve = self._fused(x, tf.zeros([0]), tf.zeros([0]), training=True)
-      n = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
-      variance = unbiased * ((n - 1) / n)
-      keep((mean, variance, reserve))
+      y, (mean, variance, _) = replayed(
+        self, self._normalise_by_batch, self._normalise_again, x, self.gamma, self.beta
+      )
     for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
       moving.assign(BATCH_NORM_DECAY * moving + (1 - BATCH_NORM_DECAY) * batch)
     return y
@@ -87,25 +84,28 @@ class BatchNorm(keras.layers.Layer):
       return tf.nn.batch_normalization(x, mean, variance, self.beta, self.gamma, BATCH_NORM_EPSILON)
     return self._fused(x, mean, variance, training=False)[0]
 
-  def _normalise_again(self, x, mean, variance, reserve):
+  def _normalise_by_batch(self, x, *_):
+    """(x normalised, (the batch's mean, its variance, what the gradient needs))."""
+    y, mean, unbiased, *reserve = self._fused(x, tf.zeros([0]), tf.zeros([0]), training=True)
+    n = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
+    return y, (mean, unbiased * ((n - 1) / n), reserve)
+
+  def _normalise_again(self, statistics, x, gamma, beta):
     """x, normalised by the batch's statistics as the first run found them; they are part of the gradient."""
+    mean, variance, reserve = statistics
 
-    @tf.custom_gradient
-    def normalise(x, gamma, beta):
-      def gradient(dy):
-        return tf.raw_ops.FusedBatchNormGradV2(
-          y_backprop=dy,
-          x=x,
-          scale=gamma,
-          reserve_space_1=reserve[0],
-          reserve_space_2=reserve[1],
-          epsilon=BATCH_NORM_EPSILON,
-          is_training=True,
-        )[:3]
+    def gradient(dy):
+      return tf.raw_ops.FusedBatchNormGradV2(
+        y_backprop=dy,
+        x=x,
+        scale=gamma,
+        reserve_space_1=reserve[0],
+        reserve_space_2=reserve[1],
+        epsilon=BATCH_NORM_EPSILON,
+        is_training=True,
+      )[:3]
 
-      return self._normalise(x, mean, variance), gradient
-
-    return normalise(x, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta))
+    return self._normalise(x, mean, variance), gradient
 
   def _fused(self, x, mean, variance, training):
     # Not V3: fused with the ReLU after it, it reserves a mask of the ReLU too, of the size of the activation.
@@ -134,8 +134,7 @@ class PreactivatedConv(keras.layers.Layer):
     stride: of the convolution.
     preactivate: False leaves out batch normalisation and ReLU.
 
-  Call arguments:
-    keep_output: hold the output for a second run, in the backward pass, which then takes but its gradient.
+  Where activations may be kept, the convolution is not computed again in the backward pass.
   """
 
   def __init__(self, index, filters, kernel_size, stride=1, preactivate=True, **kwargs):
@@ -149,35 +148,32 @@ class PreactivatedConv(keras.layers.Layer):
       self.bn.build(input_shape)
     self.conv.build(input_shape)
 
-  def call(self, x, training=False, keep_output=False):
+  def call(self, x, training=False):
     if self.bn:
       x = tf.nn.relu(self.bn(x, training=training))
-    if not keep_output:
-      return self.conv(x)
-    if (y := kept()) is not None:
-      return self._convolve_again(x, y)
-    y = self.conv(x)
-    keep(y)
+    y, _ = replayed(
+      self, self._convolve, self._convolve_again, x, self.conv.kernel, kind="activations"
+    )
     return y
 
-  def _convolve_again(self, x, y):
+  def _convolve(self, x, _):
+    y = self.conv(x)
+    return y, y
+
+  def _convolve_again(self, y, x, kernel):
     """The convolution of x, which is known to be y."""
     attributes = {"strides": [1, *self.conv.strides, 1], "padding": "SAME"}
 
-    @tf.custom_gradient
-    def convolve(x, kernel):
-      def gradient(dy):
-        dx = tf.raw_ops.Conv2DBackpropInput(
-          input_sizes=tf.shape(x), filter=kernel, out_backprop=dy, **attributes
-        )
-        d_kernel = tf.raw_ops.Conv2DBackpropFilter(
-          input=x, filter_sizes=tf.shape(kernel), out_backprop=dy, **attributes
-        )
-        return dx, d_kernel
+    def gradient(dy):
+      dx = tf.raw_ops.Conv2DBackpropInput(
+        input_sizes=tf.shape(x), filter=kernel, out_backprop=dy, **attributes
+      )
+      d_kernel = tf.raw_ops.Conv2DBackpropFilter(
+        input=x, filter_sizes=tf.shape(kernel), out_backprop=dy, **attributes
+      )
+      return dx, d_kernel
 
-      return y, gradient
-
-    return convolve(x, tf.convert_to_tensor(self.conv.kernel))
+    return y, gradient
 
   def compute_output_shape(self, input_shape):
     return self.conv.compute_output_shape(input_shape)

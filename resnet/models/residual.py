@@ -18,14 +18,10 @@ class ResidualFunction(keras.layers.Layer):
     stride: of its first convolution.
     bottleneck: 1x1, 3x3 and 1x1 convolutions at a quarter of the width, instead of two of 3x3.
     preactivate: False leaves out batch normalisation and ReLU before the first convolution.
-
-  Attributes:
-    keep_outputs: hold the convolutions' outputs for a second run, in the backward pass. False at first.
   """
 
   def __init__(self, filters, stride=1, bottleneck=False, preactivate=True, **kwargs):
     super().__init__(**kwargs)
-    self.keep_outputs = False
     narrow = filters // BOTTLENECK_FACTOR
     shapes = [(narrow, 1), (narrow, 3), (filters, 1)] if bottleneck else [(filters, 3), (filters, 3)]
     self.subs = [
@@ -40,7 +36,7 @@ class ResidualFunction(keras.layers.Layer):
 
   def call(self, x, training=False):
     for sub in self.subs:
-      x = sub(x, training=training, keep_output=self.keep_outputs)
+      x = sub(x, training=training)
     return x
 
   def compute_output_shape(self, input_shape):

@@ -37,6 +37,7 @@ class ResNet(keras.Model):
     """The units of a stage (from 0)."""
     return [
       self._make_unit(
+        unit == 0,
         in_filters=self.config.unit_filters[stage if unit == 0 else stage + 1],
         filters=self.config.unit_filters[stage + 1],
         stride=self.config.strides[stage] if unit == 0 else 1,
@@ -49,7 +50,8 @@ class ResNet(keras.Model):
       for unit in range(self.config.num_residual_units[stage])
     ]
 
-  def _make_unit(self, **kwargs) -> keras.layers.Layer:
+  def _make_unit(self, first: bool, **kwargs) -> keras.layers.Layer:
+    """A unit, which is the first of its stage or not."""
     return ResNetUnit(**kwargs)
 
   def build(self, input_shape):
@@ -57,6 +59,9 @@ class ResNet(keras.Model):
     shape = self._build_stages(self.stem.compute_output_shape(input_shape))
     self.final_bn.build(shape)
     self.logit.build((shape[0], shape[-1]))
+    for variable in self.trainable_variables:
+      if variable.name == "kernel":  # Of convolutions and the classifier: the gradient of this is wd * kernel.
+        variable.regularizer = keras.regularizers.L2(self.config.wd / 2)
 
   def _build_stages(self, shape):
     for unit in itertools.chain(*self.stages):

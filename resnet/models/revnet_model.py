@@ -4,13 +4,14 @@ Each stage splits its channels into two streams, x1 and x2. Its first unit chang
 cannot be undone; the others form one reversible chain.
 """
 
+import itertools
+
 import keras
 import tensorflow as tf
 
-from resnet.models.recompute import recompute
 from resnet.models.residual import ResidualFunction, Scope, skip_path
 from resnet.models.resnet_model import ResNet
-from resnet.models.reversible import ReversibleChain
+from resnet.reversible import ReversibleChain, recompute
 
 
 @keras.saving.register_keras_serializable("resnet")
@@ -26,51 +27,66 @@ class RevNet(ResNet):
     super().__init__(config, **kwargs)
     form = "unrolled" if self.config.chain == "auto" else self.config.chain
     self.chains = [
-      ReversibleChain([(unit.f, unit.g) for unit in stage[1:]], self.config.manual_gradients, form)
-      for stage in self.stages
+      ReversibleChain(
+        [(unit.f, unit.g) for unit in units],
+        self.config.manual_gradients,
+        form,
+        grid_bits=self.config.grid_bits or None,
+        kept_units=min(self._kept_units(stage), len(units)) if form == "unrolled" else 0,
+      )
+      for stage, (_, *units) in enumerate(self.stages)
     ]
-    # The loop form hands nothing to the second run.
-    for unit in self._keeping_units() if form == "unrolled" else []:
-      unit.f.keep_outputs = unit.g.keep_outputs = True
 
-  def _keeping_units(self):
-    """The units whose convolutions' outputs are kept for the backward pass: they hardly add to its peak.
+  @property
+  def layers(self):
+    """The stem, each unit once (its functions are the chains', too), and the classifier."""
+    return [self.stem, *itertools.chain(*self.stages), self.final_bn, self.logit]
 
-    That is at its end, when it rebuilds a unit of the first stage; what is kept for the last units is gone by
-    then. A unit's activations have half the size in each stage of what they have in the one before, and the
-    convolutions' outputs are half of them: so 2 ** stages of the last stage's units keep as much as one of the
-    first stage holds.
+  def _kept_units(self, stage):
+    """How many of a stage's last units keep their convolutions' outputs: those that hardly add to the peak.
+
+    That is at the end of the backward pass, when it rebuilds a unit of the first stage; what is kept for the
+    last units is gone by then. A unit's activations have half the size in each stage of what they have in the
+    one before, and the convolutions' outputs are half of them: so 2 ** stages of the last stage's units keep as
+    much as one of the first stage holds.
     """
-    return self.stages[-1][-(2 ** len(self.stages)) :]
+    return 2 ** len(self.stages) if stage == len(self.stages) - 1 else 0
 
-  def _make_unit(self, **kwargs):
-    return RevNetUnit(**kwargs)
+  def _make_unit(self, first, **kwargs):
+    return RevNetUnit(**kwargs) if first else FunctionPair(**kwargs)
 
   def _build_stages(self, shape):
     *size, channels = shape
-    *size, channels = super()._build_stages((*size, channels // 2))
-    for chain in self.chains:
-      chain.build([(*size, channels)] * 2)
+    streams = [(*size, channels // 2)] * 2
+    for (first, *units), chain in zip(self.stages, self.chains, strict=True):
+      first.build(streams)
+      streams = first.compute_output_shape(streams)
+      for unit in units:
+        unit.build(streams)
+      chain.build(streams)
+    *size, channels = streams[0]
     return (*size, 2 * channels)
 
   def _run_stages(self, images, training):
     streams = self._split(self._run(self.stem, images, training))
-    for (first, *_), chain in zip(self.stages, self.chains, strict=True):
-      streams = chain(self._run(first, streams, training), training=training)
+    for stage, ((first, *units), chain) in enumerate(zip(self.stages, self.chains, strict=True)):
+      keeps = self._kept_units(stage) > len(units)
+      streams = chain(self._run(first, streams, training, keeps), training=training)
     return tf.concat(streams, axis=-1)
 
   def _split(self, x):
     # The streams are never of half precision: they could not be rebuilt.
     return tf.split(tf.cast(x, self.variable_dtype), 2, axis=-1)
 
-  def _run(self, layer, inputs, training):
+  def _run(self, layer, inputs, training, keeps_activations=False):
     """Runs a layer that cannot be undone."""
-    if self.config.manual_gradients:
-      return recompute(layer, inputs, training)
-    return layer(inputs, training=training)
+    if not self.config.manual_gradients:
+      return layer(inputs, training=training)
+    keep = {"statistics": not self.config.grid_bits, "activations": keeps_activations}
+    return recompute(layer, inputs, training, keep=[kind for kind, kept in keep.items() if kept])
 
   def reconstruction_errors(self, images: tf.Tensor) -> tf.Tensor:
-    """How well the activations are rebuilt, [stages]: norm of the error over the norm, of each chain's input.
+    """How well the activations are rebuilt, [stages]: the `reconstruction_error` of each chain.
 
     Runs in training mode, forward and back to the input. Assigns nothing.
 
@@ -81,42 +97,50 @@ class RevNet(ResNet):
     with keras.StatelessScope():  # Takes the updates of the moving statistics.
       streams = self._split(self.stem(images, training=True))
       for (first, *_), chain in zip(self.stages, self.chains, strict=True):
-        inputs = first(streams, training=True)
-        streams = chain(inputs, training=True)
-        rebuilt = chain.inverse(streams, training=True)
-        error = [y - x for x, y in zip(inputs, rebuilt, strict=True)]
-        errors.append(tf.linalg.global_norm(error) / tf.linalg.global_norm(inputs))
+        streams = first(streams, training=True)
+        errors.append(chain.reconstruction_error(streams))
+        streams = chain(streams, training=True)
     return tf.stack(errors)
 
 
-class RevNetUnit(keras.layers.Layer):
-  """y1 = skip(x1) + F(x2), y2 = skip(x2) + G(y1): a stage's first unit as it stands.
-
-  In the other units the skip path is the identity, and F and G are all that their chain needs.
-  Shapes are those of one stream, [N, H, W, C / 2].
-  """
+class FunctionPair(keras.layers.Layer):
+  """F and G of a unit, named after it: all that a chain needs. Shapes are those of the two streams."""
 
   def __init__(self, in_filters, filters, stride, bottleneck, preactivate, **kwargs):
     super().__init__(autocast=False, **kwargs)
     policy = self.dtype_policy.name
     self.f = ResidualFunction(filters // 2, stride, bottleneck, preactivate, name="f", dtype=policy)
     self.g = ResidualFunction(filters // 2, bottleneck=bottleneck, name="g", dtype=policy)
+
+  def build(self, input_shape):
+    self.f.build(input_shape[1])
+    self.g.build(self.f.compute_output_shape(input_shape[1]))
+
+  def compute_output_shape(self, input_shape):
+    return [self.f.compute_output_shape(input_shape[1])] * 2
+
+
+FunctionPair.__name__ = "RevNetUnit"  # Saved models count the units of a network by this name.
+
+
+class RevNetUnit(FunctionPair):
+  """A stage's first unit, which changes the shape: y1 = skip(x1) + F(x2), y2 = skip(x2) + G(y1)."""
+
+  def __init__(self, in_filters, filters, stride, bottleneck, preactivate, **kwargs):
+    super().__init__(in_filters, filters, stride, bottleneck, preactivate, **kwargs)
+    policy = self.dtype_policy.name
     self.skip1, self.skip2 = (
       Scope(skip_path(in_filters // 2, filters // 2, stride, bottleneck, policy), name=f"{stream}_bottleneck")
       for stream in ("x1", "x2")
     )
 
   def build(self, input_shape):
-    self.f.build(input_shape)
-    self.skip1.build(input_shape)
-    self.skip2.build(input_shape)
-    self.g.build(self.f.compute_output_shape(input_shape))
+    super().build(input_shape)
+    self.skip1.build(input_shape[0])
+    self.skip2.build(input_shape[1])
 
   def call(self, streams, training=False):
     x1, x2 = streams
     y1 = tf.cast(self.skip1(x1), x1.dtype) + tf.cast(self.f(x2, training=training), x1.dtype)
     y2 = tf.cast(self.skip2(x2), x2.dtype) + tf.cast(self.g(y1, training=training), x2.dtype)
     return y1, y2
-
-  def compute_output_shape(self, input_shape):
-    return self.f.compute_output_shape(input_shape)

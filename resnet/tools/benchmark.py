@@ -4,7 +4,7 @@ python -m resnet.tools.benchmark --model revnet-110 --batch 100,300 --units 3,9,
 
 - ordinary: backpropagation that stores all activations.
 - recompute: every unit keeps its input and runs again in the backward pass.
-- unrolled, while_loop: the reversible chain in its two forms, see resnet/models/reversible.py.
+- unrolled, while_loop: the reversible chain in its two forms, see resnet/reversible/chain.py.
 
 Each case runs in a process of its own, on the first GPU or, without one, the CPU. Cases that differ in mode
 alone take turns, round by round, so that a machine that is slower at times slows all of them; their

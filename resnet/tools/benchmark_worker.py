@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from resnet.configs import get_config
 from resnet.configs.config import Config
-from resnet.models import RevNet, get_model, recompute
+from resnet.models import ReversibleChain, RevNet, get_model, recompute
 from resnet.tools.benchmark_report import Case
 from resnet.training.optimizer import make_optimizer
 from resnet.training.strategy import make_strategy
@@ -32,14 +32,23 @@ from resnet.training.train_loop import make_train_step
 class RecomputedRevNet(RevNet):
   """A RevNet that keeps the input of every unit, and runs the unit again in the backward pass."""
 
+  def _build_stages(self, shape):
+    shape = super()._build_stages(shape)
+    # A unit of the chain on its own, by ordinary backpropagation, for `recompute`.
+    self.units = [
+      [first, *(ReversibleChain([(unit.f, unit.g)], manual_gradients=False) for unit in units)]
+      for first, *units in self.stages
+    ]
+    for chain, (_, *units) in zip(self.chains, self.units, strict=True):
+      for unit in units:
+        unit.build(chain.get_build_config()["input_shape"])
+    return shape
+
   def _run_stages(self, images, training):
     streams = tf.split(recompute(self.stem, images, training), 2, axis=-1)
-    for unit in itertools.chain(*self.stages):
+    for unit in itertools.chain(*self.units):
       streams = recompute(unit, streams, training)
     return tf.concat(streams, axis=-1)
-
-  def _keeping_units(self):
-    return []
 
 
 def config_of(case: Case) -> Config:

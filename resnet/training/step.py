@@ -22,7 +22,7 @@ def loss_and_gradients(
   Returns:
     The mean cross entropy, a scalar, and the gradients of the cross entropy plus weight decay in the
     order of `model.trainable_variables`. Weight decay adds wd * w for the kernels of the convolutions
-    and the classifier only; it is not part of the loss.
+    and the classifier only, whose regularizer says so; it is not part of the loss.
   """
   with tf.GradientTape() as tape:
     logits = model(images, training=True)
@@ -34,7 +34,7 @@ def loss_and_gradients(
     gradients = [gradient / loss_scale for gradient in gradients]
   wd = tf.convert_to_tensor(model.config.wd, variables[0].dtype)
   decayed = [
-    gradient + wd * variable.value if variable.name == "kernel" else gradient
+    gradient + wd * variable.value if variable.regularizer else gradient
     for gradient, variable in zip(gradients, variables, strict=True)
   ]
   return loss, decayed

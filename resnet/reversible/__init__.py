@@ -1,0 +1,19 @@
+"""Reversible networks of any kind: backpropagation that rebuilds activations instead of storing them."""
+
+from resnet.reversible.chain import ReversibleChain
+from resnet.reversible.coupling import Additive, Affine, Coupling, Scaled
+from resnet.reversible.gate import ordinary_backprop
+from resnet.reversible.recompute import Recompute, recompute
+from resnet.reversible.replay import replayed
+
+__all__ = [
+  "Additive",
+  "Affine",
+  "Coupling",
+  "Recompute",
+  "ReversibleChain",
+  "Scaled",
+  "ordinary_backprop",
+  "recompute",
+  "replayed",
+]

@@ -1,0 +1,268 @@
+"""Backpropagation without storing activations (Gomez, Ren, Urtasun, Grosse 2017, section 3).
+
+A reversible unit couples two streams by two functions of any kind, and can be undone:
+
+    y1 = x1 + F(x2)          x2 = y2 - G(y1)
+    y2 = x2 + G(y1)          x1 = y1 - F(x2)
+
+`ReversibleChain` runs any number of such units under one custom gradient that keeps only the last (y1, y2). F
+and G take turns, each changing one stream by a function of the other, so the chain is a list of functions, F1,
+G1, F2, G2, ... The backward pass undoes their turns from the last to the first. Each function runs once more,
+under a tape: its output rebuilds the stream that it changed; its gradient goes to the other stream and to its
+weights. The units between chains, which change the shape and so cannot be undone, are for `Recompute`.
+
+What makes this exact, and small:
+
+- Layers run as functions of (weights, state, inputs), see replay.py. The state (moving statistics, seeds of
+  dropout) is read once before the forward pass, so that the second run sees what the first one saw, and
+  written once, after it. What a layer keeps of its first run (`replayed`) is handed to its second.
+- The backward pass is gated, see gate.py: in a graph nothing else would keep all units from being rebuilt
+  before the first gradient is taken, which would hold every activation after all. A unit is rebuilt when the
+  gradients of the one after it are done; within a unit the rebuild of F and the gradients of G may overlap.
+- Streams are float32 at least, whatever F and G compute in: a sum rounded to bfloat16 cannot be undone.
+
+Costs: one more forward pass of every function, less what its layers keep.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from resnet.reversible.checks import build_layer, require_pairs, require_streams, stream_dtype
+from resnet.reversible.coupling import Additive, Coupling
+from resnet.reversible.gate import activations_are_stored, after, without_storing
+from resnet.reversible.grid import on_grid
+from resnet.reversible.loop import require_alike, run_loop, stack, undo_loop, unstack
+from resnet.reversible.replay import ACTIVATIONS, STATISTICS
+from resnet.reversible.turn import Call, Turn, call_arguments, function_name, require_shape
+from resnet.reversible.unrolled import Record, rebuild, run, undo
+
+FORMS = ("unrolled", "while_loop")
+
+
+@keras.saving.register_keras_serializable("resnet")
+class ReversibleChain(keras.layers.Layer):
+  """Reversible units run one after the other, backpropagated without storing their activations.
+
+      chain = ReversibleChain([(Dense(8, "tanh"), Dense(8, "tanh")) for _ in range(100)])
+      y1, y2 = chain((x1, x2), training=True)  # x1, x2: [N, 8]
+      x1, x2 = chain.inverse((y1, y2), training=True)
+
+  Args:
+    pairs: the units' (F, G), Keras layers. F maps a stream like x2 to the shape of x1, G one like x1 to the
+      shape of x2. Layers that are built already keep their variables' names; the others are built with the
+      chain, in its scope.
+    manual_gradients: False stores activations as ordinary backpropagation does; outputs, gradients and
+      updates are the same.
+    form: of the manual gradients' graph. "unrolled" has ops for every unit. "while_loop" has those of one
+      unit, in a `tf.while_loop` over the stacked weights of all: a graph of the same size whatever the
+      depth, for which the units' layers must be alike but for the values of their variables.
+    coupling: how functions change streams, see coupling.py: `Additive()` by default, or a pair, one for the
+      Fs and one for the Gs. Each function has one of its own, made after this.
+    grid_bits: makes the chain exact: streams are multiples of 2 ** -grid_bits, the inputs and what F and G
+      give being rounded to such, and the backward pass rebuilds them to the last bit, at any depth and
+      whatever F and G compute in, as long as they stay below 2 ** (24 - grid_bits) in float32, and the second
+      run of F and G repeats the first to the bit (deterministic kernels). 14 suits activations of size 1.
+      `reconstruction_error` tells whether it holds.
+    kept_units: for how many of the last units layers keep activations that they offer (`replayed`): less time,
+      more memory. "unrolled" only.
+
+  Call arguments:
+    inputs: (x1, x2), the two streams, float; usually [N, H, W, C] each. What is narrower than float32, or than
+      the layer's variables, is widened.
+    training: handed to F and G.
+    mask: Keras' mask of each stream, by default that which the streams carry; each function gets that of the
+      stream that it takes.
+    **kwargs: tensors, or structures of them (an attention mask, an embedding of time), for each F and G whose
+      `call` has an argument of the name. Their gradients are summed over the units.
+
+  Returns:
+    (y1, y2), of the shapes of (x1, x2), float32 at least.
+
+  Limits: losses added inside F and G (`add_loss`) are not seen. In eager mode, where no graph shows them,
+  functions that draw by `tf.random`, change variables that are not theirs, or use tensors of trained variables
+  that are handed to them by other ways than these arguments, have wrong gradients; in graphs they are refused.
+
+  Raises:
+    ValueError: an argument is none of these, units differ and the form is "while_loop", shapes do not fit.
+    NotImplementedError: gradients of manual gradients are taken.
+
+  Source: Gomez et al. 2017, section 3.
+  """
+
+  def __init__(
+    self,
+    pairs: Sequence[tuple[keras.layers.Layer, keras.layers.Layer]],
+    manual_gradients: bool = True,
+    form: str = "unrolled",
+    coupling: Coupling | Sequence[Coupling] | None = None,
+    grid_bits: int | None = None,
+    kept_units: int = 0,
+    **kwargs,
+  ):
+    super().__init__(autocast=False, **kwargs)
+    self.dtype_policy = keras.DTypePolicy(self.variable_dtype)  # Variables are read as they are.
+    self.supports_masking = True
+    require_pairs(pairs)
+    if form not in FORMS:
+      raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+    couplings = _pair_of_couplings(coupling)
+    if grid_bits is not None:
+      if not 0 <= grid_bits < 24:
+        raise ValueError(f"grid_bits must be in [0, 24), since float32 has 24 bits; got {grid_bits!r}")
+      for inexact in (one for one in couplings if not one.exact):
+        raise ValueError(f"grid_bits needs a coupling that adds or negates alone, got {type(inexact).__name__}")
+    if not 0 <= kept_units <= len(pairs):
+      raise ValueError(f"kept_units must be in [0, {len(pairs)}], as there are units; got {kept_units!r}")
+    if kept_units and form == "while_loop":
+      raise ValueError(f"kept_units must be 0 with form 'while_loop', which keeps nothing; got {kept_units}")
+    self.functions = [function for pair in pairs for function in pair]
+    if form == "while_loop":
+      require_alike(self.functions)
+    self.manual_gradients = manual_gradients
+    self.form = form
+    self.grid_bits = grid_bits
+    self.kept_units = kept_units
+    self._coupling_configs = [keras.saving.serialize_keras_object(one) for one in couplings]
+    self.couplings = [_copy(couplings[k % 2], f"coupling_{k}") for k in range(len(self.functions))]
+
+  @property
+  def call_arguments(self) -> set[str]:
+    """The names of the arguments that functions take."""
+    return {"mask"}.union(*map(call_arguments, self.functions))
+
+  def build(self, input_shape):
+    if len(input_shape) != 2 or not all(isinstance(shape, list | tuple) for shape in input_shape):
+      require_streams(self.name, keras.KerasTensor(input_shape))
+    for k, (function, coupling) in enumerate(zip(self.functions, self.couplings, strict=True)):
+      changed, taken = input_shape[k % 2], input_shape[1 - k % 2]
+      outputs = build_layer(function, taken, self.variable_dtype)
+      coupling.build(changed)
+      for part in () if outputs is None else coupling.parts(outputs):
+        require_shape(function_name(k, function), part.shape, changed)
+
+  def call(self, inputs, training=False, mask=None, **kwargs):
+    turns, streams, context = self._prepare(inputs, training, mask, kwargs)
+    streams = self._rounded(streams)
+    weights, states = [turn.weights() for turn in turns], [turn.state() for turn in turns]
+    if not turns or not self.manual_gradients or activations_are_stored():
+      outputs, updates, _ = run(turns, streams, weights, states, context)
+    elif self.form == "unrolled":
+      outputs, updates = self._run_without_storing(run, undo, turns, streams, weights, states, context)
+    else:
+      stacked = stack(weights), stack(states)
+      outputs, updates = self._run_without_storing(run_loop, undo_loop, turns, streams, *stacked, context)
+      updates = unstack(turns, updates)
+    for (k, i), value in sorted(updates.items()):
+      turns[k].state_variables[i].assign(value)
+    return tuple(outputs)
+
+  def inverse(self, outputs, training=False, mask=None, **kwargs):
+    """The inputs that give `outputs`, rebuilt. Assigns nothing.
+
+    Args: as of a call, which this undoes. What layers keep is computed again, and functions that draw random
+    numbers draw others than they did.
+    """
+    turns, streams, context = self._prepare(outputs, training, mask, kwargs)
+    records = [Record(turn.state(), None) for turn in turns]
+    return tuple(rebuild(turns, streams, [turn.weights() for turn in turns], records, context))
+
+  def reconstruction_error(self, inputs, training=True, mask=None, **kwargs) -> tf.Tensor:
+    """How well the backward pass of a call rebuilds (x1, x2): the norm of the error over the norm, a scalar.
+
+    Args: as of a call. Runs forward, and back as the backward pass does; assigns nothing. The error of an
+    exact chain is 0 unless streams have left the range of its grid or a function does not repeat itself.
+    """
+    turns, streams, context = self._prepare(inputs, training, mask, kwargs)
+    streams = self._rounded(streams)
+    weights = [turn.weights() for turn in turns]
+    outputs, _, records = run(turns, streams, weights, [turn.state() for turn in turns], context)
+    rebuilt = rebuild(turns, outputs, weights, records, context)
+    error = [y - x for x, y in zip(streams, rebuilt, strict=True)]
+    return tf.linalg.global_norm(error) / tf.linalg.global_norm(streams)
+
+  def _prepare(self, streams, training, mask, arguments):
+    """(turns, streams wide enough, the float tensors in the arguments) of a call."""
+    require_streams(self.name, streams)
+    if mask is None:
+      mask = [getattr(stream, "_keras_mask", None) for stream in streams]
+    call = Call(training, mask, arguments)
+    call.require_taken(self.name, self.call_arguments)
+    dtype = stream_dtype(streams, self.variable_dtype)
+    turns = [
+      Turn(k, function, coupling, call, self.grid_bits, self._keep(k // 2))
+      for k, (function, coupling) in enumerate(zip(self.functions, self.couplings, strict=True))
+    ]
+    return turns, [tf.cast(stream, dtype) for stream in streams], call.context
+
+  def _rounded(self, streams):
+    return [on_grid(stream, self.grid_bits) for stream in streams]
+
+  def _keep(self, unit):
+    """The kinds of tensors that the functions of a unit keep of their first run."""
+    if self.form == "while_loop" or not self.manual_gradients:
+      return ()
+    statistics = (STATISTICS,) if self.grid_bits is None else ()  # A second run by them may round otherwise.
+    return (*statistics, ACTIVATIONS) if unit >= len(self.functions) // 2 - self.kept_units else statistics
+
+  def _run_without_storing(self, run, undo, turns, streams, weights, states, context):
+    """Forward by `run`, backward by `undo`: ((y1, y2), what changes of the states)."""
+
+    def forward(streams, held):
+      return run(turns, streams, held[0], states, held[1])
+
+    def backward(outputs, d_outputs, held, records, variables):
+      weights, context = held
+      streams = after(d_outputs, outputs)
+      _, d_streams, d_weights, d_shared = undo(turns, streams, d_outputs, weights, records, context, variables)
+      shared = [*context, *variables]
+      d_shared = [tf.zeros_like(x) if d is None else d for x, d in zip(shared, d_shared, strict=True)]
+      return d_streams, (d_weights, d_shared[: len(context)]), d_shared[len(context) :]
+
+    return without_storing(f"ReversibleChain {self.name!r}", forward, backward, streams, (weights, context))
+
+  def compute_output_spec(self, inputs, training=False, mask=None, **kwargs):
+    require_streams(self.name, inputs)
+    Call(training, mask, kwargs).require_taken(self.name, self.call_arguments)
+    dtype = stream_dtype(inputs, self.variable_dtype).name
+    return tuple(keras.KerasTensor(stream.shape, dtype) for stream in inputs)
+
+  def compute_output_shape(self, input_shape):
+    return input_shape
+
+  def get_config(self):
+    functions = [keras.saving.serialize_keras_object(function) for function in self.functions]
+    return {
+      **super().get_config(),
+      "pairs": list(zip(functions[::2], functions[1::2])),
+      "manual_gradients": self.manual_gradients,
+      "form": self.form,
+      "coupling": list(self._coupling_configs),
+      "grid_bits": self.grid_bits,
+      "kept_units": self.kept_units,
+    }
+
+  @classmethod
+  def from_config(cls, config):
+    pairs = [tuple(map(keras.saving.deserialize_keras_object, pair)) for pair in config.pop("pairs")]
+    # Models of version 0.1 name no coupling.
+    coupling = [keras.saving.deserialize_keras_object(one) for one in config.pop("coupling", ())] or None
+    return cls(pairs, coupling=coupling, **config)
+
+
+def _pair_of_couplings(coupling: Any) -> Sequence[Coupling]:
+  if coupling is None:
+    coupling = Additive()
+  couplings = (coupling, coupling) if isinstance(coupling, Coupling) else coupling
+  if not isinstance(couplings, list | tuple) or [isinstance(one, Coupling) for one in couplings] != [
+    True,
+    True,
+  ]:
+    raise ValueError(f"coupling must be a Coupling, or two, for the Fs and for the Gs; got {coupling!r}")
+  return couplings
+
+
+def _copy(coupling: Coupling, name: str) -> Coupling:
+  return type(coupling).from_config({**coupling.get_config(), "name": name})

@@ -1,0 +1,132 @@
+"""How a stream is changed by what a function makes of the other stream, and changed back.
+
+Each coupling stands with its equations. One more is a class like these: `couple` and `uncouple`, whose gradients
+TensorFlow finds; with variables, `build` and `get_config` as in any Keras layer.
+"""
+
+import keras
+import tensorflow as tf
+
+from resnet.reversible.gate import Tensors
+
+
+class Coupling(keras.layers.Layer):
+  """y = couple(x, *parts(change)); x = uncouple(y, *parts(change)).
+
+  `change` is what F or G gives, x and y are the stream that it changes: the equations are those of one
+  function. In a chain every function has a coupling of its own, made from `get_config`. Variables are made in
+  `build`, by `add_weight(..., autocast=False)`.
+
+  Attributes:
+    exact: whether couple adds to the stream or negates it and nothing else, so that sums and differences of
+      numbers on a grid undo each other to the last bit.
+  """
+
+  exact = False
+
+  def build(self, input_shape):
+    """Makes the variables. input_shape: of the stream."""
+
+  def parts(self, change: Tensors) -> tuple[tf.Tensor, ...]:
+    """What the function gives, as tensors of the stream's shape."""
+    return (change,)
+
+  def couple(self, x: tf.Tensor, *parts: tf.Tensor) -> tf.Tensor:
+    raise NotImplementedError(f"{type(self).__name__} has no couple(x, *parts)")
+
+  def uncouple(self, y: tf.Tensor, *parts: tf.Tensor) -> tf.Tensor:
+    raise NotImplementedError(f"{type(self).__name__} has no uncouple(y, *parts)")
+
+
+@keras.saving.register_keras_serializable("resnet")
+class Additive(Coupling):
+  """y = x + F, x = y - F: the coupling of NICE (Dinh et al. 2014) and of RevNet (Gomez et al. 2017)."""
+
+  exact = True
+
+  def couple(self, x, change):
+    return x + change
+
+  def uncouple(self, y, change):
+    return y - change
+
+
+@keras.saving.register_keras_serializable("resnet")
+class Scaled(Coupling):
+  """y = a x + F, x = (y - F) / a, with a number a other than 0.
+
+  a = -1 in both couplings is leapfrog, x2 being the newer of two states in time: with
+  F(x) = 2 x + h^2 f(x), y1 = 2 x2 - x1 + h^2 f(x2) (Chang et al. 2018, "Reversible Architectures for
+  Arbitrarily Deep Residual Neural Networks"). 0 < a < 1 in the first coupling, with G the identity, is a
+  momentum residual network, whose velocity is x1 (Sander et al. 2021). The inverse multiplies rounding errors
+  by 1 / a in each unit: keep |a| near 1 in deep chains, and look at `reconstruction_error`.
+
+  Args:
+    scale: a; if trained, where it starts.
+    trained: whether a is a weight, a scalar for each function of the chain.
+
+  Raises:
+    ValueError: scale is 0.
+  """
+
+  def __init__(self, scale: float, trained: bool = False, **kwargs):
+    super().__init__(**kwargs)
+    if not scale:
+      raise ValueError(f"scale must be a number other than 0, or the coupling has no inverse; got {scale!r}")
+    self.scale = scale
+    self.trained = trained
+    self.exact = abs(scale) == 1 and not trained
+
+  def build(self, input_shape):
+    if self.trained:
+      start = keras.initializers.Constant(self.scale)
+      self.a = self.add_weight(shape=(), initializer=start, name="scale", autocast=False)
+
+  def _a(self, x):
+    return tf.cast(self.a if self.trained else self.scale, x.dtype)
+
+  def couple(self, x, change):
+    return self._a(x) * x + change
+
+  def uncouple(self, y, change):
+    return (y - change) / self._a(y)
+
+  def get_config(self):
+    return {**super().get_config(), "scale": self.scale, "trained": self.trained}
+
+
+@keras.saving.register_keras_serializable("resnet")
+class Affine(Coupling):
+  """y = x exp(s) + t, x = (y - t) exp(-s), with F giving (s, t): the coupling of RealNVP (Dinh et al. 2017).
+
+  F gives s and t as a pair of tensors of the stream's shape, or as one tensor whose last axis is twice as
+  long, s before t.
+
+  Args:
+    bound: if given, s is replaced by bound * tanh(s / bound), which stays within +-bound.
+
+  Raises:
+    ValueError: bound is not positive.
+  """
+
+  def __init__(self, bound: float | None = None, **kwargs):
+    super().__init__(**kwargs)
+    if bound is not None and not bound > 0:
+      raise ValueError(f"bound must be positive, or None for an s without bounds; got {bound!r}")
+    self.bound = bound
+
+  def parts(self, change):
+    if not isinstance(change, list | tuple):
+      width = change.shape[-1]
+      change = tf.split(change, [width // 2, width - width // 2], axis=-1)
+    s, t = change
+    return (s if self.bound is None else self.bound * tf.tanh(s / self.bound)), t
+
+  def couple(self, x, s, t):
+    return x * tf.exp(s) + t
+
+  def uncouple(self, y, s, t):
+    return (y - t) * tf.exp(-s)
+
+  def get_config(self):
+    return {**super().get_config(), "bound": self.bound}

@@ -1,0 +1,80 @@
+"""What a second run would not repeat, found in the graph of the first."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from resnet.reversible.gate import Tensors
+
+# Op types that draw from a generator with a state of its own, and those that change a variable.
+_RANDOM = ("Random", "StatefulRandom", "StatefulStandardNormal", "StatefulUniform", "StatefulTruncatedNormal")
+_RANDOM += ("TruncatedNormal", "ParameterizedTruncatedNormal", "Multinomial", "Rng")
+_ASSIGNING = ("Assign", "Resource")
+_READING = ("ResourceGather", "ResourceGatherNd")
+
+
+@contextlib.contextmanager
+def require_repeatable(name: str, given: Tensors) -> Iterator[None]:
+  """Refuses code within it that, in a graph, a second run would not repeat, or whose gradient would be lost.
+
+  Eager mode has no graph to look at: what is refused here gives wrong gradients there.
+
+  Args:
+    name: of what runs, for errors.
+    given: the tensors that it is a function of.
+
+  Raises:
+    ValueError: random numbers that a second run would draw anew, a variable that is assigned to twice, or a
+      float tensor from outside, which no gradient would reach.
+  """
+  if tf.executing_eagerly():
+    yield
+    return
+  graph = tf.compat.v1.get_default_graph()
+  before = len(graph.get_operations())
+  with tf.name_scope("function") as scope:  # Of its own: other replicas' threads may add ops meanwhile.
+    yield
+  ops = [op for op in graph.get_operations()[before:] if op.name.startswith(scope)]
+  for op in ops:
+    for kind in _types(graph, op.node_def):
+      if kind.startswith(_RANDOM):
+        raise ValueError(
+          f"{name} draws random numbers by TensorFlow's op {kind}, which would draw others when it is run again "
+          "in the backward pass; draw them by keras.random with a keras.random.SeedGenerator of the layer"
+        )
+      if kind.startswith(_ASSIGNING) and kind not in _READING:
+        raise ValueError(
+          f"{name} changes a variable by TensorFlow's op {kind}, which would be done again in the backward pass; "
+          "make it a weight of the layer (add_weight)"
+        )
+  if tf.distribute.get_replica_context().num_replicas_in_sync > 1:
+    return  # What replicas hand to each other comes from outside, rightly.
+  own = {id(tensor) for op in ops for tensor in op.outputs} | {id(tensor) for tensor in tf.nest.flatten(given)}
+  for op in ops:
+    for tensor in op.inputs:
+      if id(tensor) not in own and tensor.dtype.is_floating and _is_computed(tensor):
+        raise ValueError(
+          f"{name} uses the tensor {tensor.name!r}, computed outside of it, which no gradient would reach; hand "
+          "it over as an argument of the call"
+        )
+
+
+def _types(graph: tf.Graph, node: Any) -> Iterator[str]:
+  """The type of an op, and of those in the functions that it calls."""
+  yield node.op
+  for value in node.attr.values():
+    for function in (value.func, *value.list.func):
+      if function.name:
+        for inner in graph._get_function(function.name).definition.node_def:
+          yield from _types(graph, inner)
+
+
+def _is_computed(tensor: tf.Tensor) -> bool:
+  """Whether a tensor of a graph is more than a constant or what a function captured from eager mode."""
+  if tensor.op.type == "Placeholder":
+    for outside, inside in getattr(tensor.graph, "captures", ()):
+      if inside is tensor:
+        return not hasattr(outside, "numpy") and _is_computed(outside)
+  return tensor.op.type != "Const"

@@ -1,0 +1,181 @@
+"""One function's turn in a chain, forward and back, whatever the function and the coupling are."""
+
+import inspect
+from collections.abc import Collection
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from resnet.reversible.coupling import Coupling
+from resnet.reversible.grid import on_grid
+from resnet.reversible.replay import Kept, StatelessLayers, gated
+
+Streams = list[tf.Tensor]  # two
+
+
+class Turn:
+  """Function k of a chain, of F of unit 0, G of unit 0, F of unit 1, and so on: it changes stream k % 2.
+
+  streams[k % 2] = couple(streams[k % 2], *parts(function(streams[1 - k % 2])))
+
+  Args:
+    k: which function.
+    layer: the function.
+    coupling: its coupling.
+    call: what the chain was called with.
+    grid_bits: None, or what the function gives is rounded to multiples of 2 ** -grid_bits.
+    keep: the kinds of tensors that the first run keeps for the second, see `replayed`.
+
+  Attributes:
+    weights, state, state_variables: of the layer and the coupling, see `StatelessLayers`.
+  """
+
+  def __init__(
+    self,
+    k: int,
+    layer: keras.layers.Layer,
+    coupling: Coupling,
+    call: "Call",
+    grid_bits: int | None,
+    keep: Collection[str],
+  ):
+    self.name = function_name(k, layer)
+    self._target, self._source = k % 2, 1 - k % 2
+    self._layer, self._coupling, self._call, self._grid_bits = layer, coupling, call, grid_bits
+    self._stateless = StatelessLayers([layer, coupling], self.name, keep)
+    self.weights, self.state = self._stateless.weights, self._stateless.state
+    self.state_variables = self._stateless.state_variables
+
+  def run(
+    self, streams: Streams, weights: list[tf.Tensor], state: list[tf.Tensor], context: list[tf.Tensor]
+  ) -> tuple[Streams, dict[int, tf.Tensor], Kept]:
+    """Forward: the streams after the turn, what it changes of the state, by index, and what it keeps."""
+    streams = list(streams)
+    parts, updates, kept = self._parts(streams, weights, state, context)
+    streams[self._target] = self._couple(streams, weights, state, parts)
+    return streams, updates, kept
+
+  def rebuild(self, streams: Streams, weights, state, context, kept: Kept | None = None) -> Streams:
+    """The streams before the turn, from those after it."""
+    streams = list(streams)
+    parts, *_ = self._parts(streams, weights, state, context, kept)
+    streams[self._target] = self._uncouple(streams, weights, state, parts)
+    return streams
+
+  def undo(
+    self,
+    streams: Streams,
+    d_streams: Streams,
+    weights,
+    state,
+    context,
+    kept: Kept,
+    variables: list[tf.Variable],
+  ) -> tuple[Streams, Streams, list[tf.Tensor], list[tf.Tensor | None]]:
+    """Backward: (the streams before the turn, their gradients, those of the weights, of context + variables).
+
+    The function runs once, under a tape: what it gives rebuilds the stream that it changed, and its gradient
+    goes to the other one. The last gradients are None where the turn does not depend on the tensor.
+    """
+    streams, d_streams = list(streams), list(d_streams)
+    source = streams[self._source]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+      tape.watch((source, weights, context, variables))
+      parts, *_ = self._parts(streams, weights, state, context, gated(kept, source))
+      with tape.stop_recording():
+        streams[self._target] = self._uncouple(streams, weights, state, parts)
+      tape.watch(streams[self._target])
+      again = self._couple(streams, weights, state, parts)
+    inputs = [streams[self._target], source, *weights, *context, *variables]
+    d_target, d_source, *others = tape.gradient(again, inputs, d_streams[self._target])
+    d_streams[self._target] = d_target
+    if d_source is not None:
+      d_streams[self._source] += d_source
+    others = [d if d is None else tf.convert_to_tensor(d) for d in others]
+    d_weights = [tf.zeros_like(weight) if d is None else d for weight, d in zip(weights, others)]
+    return streams, d_streams, d_weights, others[len(weights) :]
+
+  def _parts(self, streams, weights, state, context, kept=None):
+    """What the function gives, as parts for the coupling; what it changes of the state; what it keeps."""
+    target = streams[self._target]
+
+    def call(source, arguments):
+      change = self._layer(source, **arguments)
+      parts = [on_grid(tf.cast(part, target.dtype), self._grid_bits) for part in self._coupling.parts(change)]
+      for part in parts:
+        require_shape(self.name, part.shape, target.shape)
+      return parts
+
+    arguments = self._call.arguments_of(self._layer, self._source, context)
+    return self._stateless.run(call, weights, state, streams[self._source], arguments, kept=kept)
+
+  def _couple(self, streams, weights, state, parts):
+    return self._stateless.run(self._coupling.couple, weights, state, streams[self._target], *parts)[0]
+
+  def _uncouple(self, streams, weights, state, parts):
+    return self._stateless.run(self._coupling.uncouple, weights, state, streams[self._target], *parts)[0]
+
+
+class Call:
+  """What a layer was called with beside its inputs, to be handed on to the layers in it.
+
+  Args:
+    training: for all of them.
+    mask: None, or the mask of each input or None.
+    arguments: for those whose `call` has an argument of the name.
+
+  Attributes:
+    context: the float tensors in `arguments`: what a gradient is wanted for.
+  """
+
+  def __init__(self, training: bool, mask: Any, arguments: dict[str, Any]):
+    self._training, self._mask, self._arguments = training, mask, arguments
+    self.context = [leaf for leaf in tf.nest.flatten(arguments) if _is_float(leaf)]
+
+  def arguments_of(self, layer: keras.layers.Layer, index: int, context: list[tf.Tensor]) -> dict[str, Any]:
+    """The arguments of `layer`, which takes input number `index`, with `context` in place of the float tensors."""
+    floats = iter(context)
+    arguments = tf.nest.map_structure(lambda leaf: next(floats) if _is_float(leaf) else leaf, self._arguments)
+    names = call_arguments(layer)
+    own = {name: value for name, value in arguments.items() if name in names}
+    if self._mask is not None and self._mask[index] is not None and "mask" in names:
+      own["mask"] = self._mask[index]
+    return {"training": self._training, **own}
+
+  def require_taken(self, name: str, taken: Collection[str]) -> None:
+    """Raises ValueError for an argument that is not one of `taken`."""
+    for argument in self._arguments:
+      if argument not in taken:
+        raise ValueError(
+          f"{name} was called with {argument!r}, which no layer in it takes; they take "
+          f"{', '.join(map(repr, sorted(taken))) or 'no arguments'}"
+        )
+
+
+def call_arguments(layer: keras.layers.Layer) -> set[str]:
+  """The names of the arguments of a layer's `call` but its inputs and `training`.
+
+  A layer that hands arguments on, as a chain does, has an attribute `call_arguments` that says which.
+  """
+  if hasattr(layer, "call_arguments"):
+    return layer.call_arguments
+  _, *others = inspect.signature(layer.call).parameters.values()
+  return {p.name for p in others if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"training"}
+
+
+def function_name(k: int, layer: keras.layers.Layer) -> str:
+  return f"{'FG'[k % 2]} of unit {k // 2} ({layer.name!r})"
+
+
+def require_shape(name: str, shape: tf.TensorShape, stream: tf.TensorShape) -> None:
+  """Raises ValueError unless a function gives what its coupling adds to a stream, as far as is known."""
+  if not tf.TensorShape(shape).is_compatible_with(stream):
+    raise ValueError(
+      f"{name} gives shape {tuple(shape)} to a stream of shape {tuple(stream)}; F maps x2 to the shape of x1, "
+      "G maps y1 to that of x2"
+    )
+
+
+def _is_float(leaf: Any) -> bool:
+  return tf.is_tensor(leaf) and leaf.dtype.is_floating

@@ -1,0 +1,85 @@
+"""The passes of a chain, function by function: forward, and back with and without gradients."""
+
+import dataclasses
+
+import tensorflow as tf
+
+from resnet.reversible.gate import after
+from resnet.reversible.replay import Kept
+from resnet.reversible.turn import Streams, Turn
+
+# (k, i): the new value of state variable i of turn k.
+Updates = dict[tuple[int, int], tf.Tensor]
+
+
+@dataclasses.dataclass
+class Record:
+  """What the second run of a turn needs of the first: the state that it saw, and what was kept."""
+
+  state: list[tf.Tensor]
+  kept: Kept
+
+
+def run(
+  turns: list[Turn],
+  streams: Streams,
+  weights: list[list[tf.Tensor]],
+  states: list[list[tf.Tensor]],
+  context: list[tf.Tensor],
+) -> tuple[Streams, Updates, list[Record]]:
+  """Forward: ((y1, y2), what changes of the states, what the backward pass needs).
+
+  A layer that several turns share sees the state as the turn before left it.
+  """
+  latest: dict[int, tf.Tensor] = {}  # by the id of the variable
+  updates: Updates = {}
+  records = []
+  for k, turn in enumerate(turns):
+    state = [latest.get(id(variable), value) for variable, value in zip(turn.state_variables, states[k])]
+    streams, changed, kept = turn.run(streams, weights[k], state, context)
+    for i, value in changed.items():
+      latest[id(turn.state_variables[i])] = updates[k, i] = value
+    records.append(Record(state, kept))
+  return streams, updates, records
+
+
+def undo(
+  turns: list[Turn],
+  streams: Streams,
+  d_streams: Streams,
+  weights: list[list[tf.Tensor]],
+  records: list[Record],
+  context: list[tf.Tensor],
+  variables: list[tf.Variable],
+) -> tuple[Streams, Streams, list[list[tf.Tensor]], list[tf.Tensor | None]]:
+  """Backward, from (y1, y2) and their gradients.
+
+  Returns:
+    (x1, x2), their gradients, those of the weights, and those of context + variables, each the sum over the
+    turns, or None where no turn depends on the tensor.
+  """
+  d_weights = []
+  d_shared: list[tf.Tensor | None] = [None] * (len(context) + len(variables))
+  for k, turn in reversed(list(enumerate(turns))):
+    streams, d_streams, d_weight, d_here = turn.undo(
+      streams, d_streams, weights[k], records[k].state, context, records[k].kept, variables
+    )
+    d_weights.append(d_weight)
+    d_shared = [b if a is None else a if b is None else a + b for a, b in zip(d_shared, d_here, strict=True)]
+    if k % 2 == 0:  # The unit before is rebuilt when the gradients of this one are done.
+      done = (d_streams, d_weights[-2:], [d for d in d_shared if d is not None])
+      streams = after(done, streams)
+  return streams, d_streams, d_weights[::-1], d_shared
+
+
+def rebuild(
+  turns: list[Turn],
+  streams: Streams,
+  weights: list[list[tf.Tensor]],
+  records: list[Record],
+  context: list[tf.Tensor],
+) -> Streams:
+  """(x1, x2), from (y1, y2)."""
+  for k, turn in reversed(list(enumerate(turns))):
+    streams = turn.rebuild(streams, weights[k], records[k].state, context, records[k].kept)
+  return streams

@@ -1,0 +1,94 @@
+"""Chains, layers and graphs that several test modules share."""
+
+import types
+
+import keras
+import numpy as np
+import tensorflow as tf
+from helpers import values
+
+from resnet.reversible import ReversibleChain
+
+
+class Counted(keras.layers.Layer):
+  """Dense, batch norm, dropout and tanh; counts its calls, and remembers what it was called on."""
+
+  def __init__(self, units, rate=0.3):
+    super().__init__()
+    self.parts = [
+      keras.layers.Dense(units, use_bias=False),  # A bias has no gradient before batch norm.
+      keras.layers.BatchNormalization(),
+      keras.layers.Dropout(rate, seed=7),
+    ]
+    self.inputs = []
+
+  def build(self, input_shape):
+    for part in self.parts:
+      part.build(input_shape)
+      input_shape = part.compute_output_shape(input_shape)
+
+  def call(self, x, training=False):
+    self.inputs.append(x)
+    for part in self.parts:
+      x = part(x, training=training)
+    return tf.tanh(x)
+
+
+def make_chain(pairs=3, width1=5, width2=8, dtype="float64"):
+  """A chain whose streams differ in width: F maps 8 features to 5, G 5 to 8."""
+  keras.config.set_dtype_policy(dtype)
+  try:
+    keras.utils.set_random_seed(3)
+    chain = ReversibleChain([(Counted(width1), Counted(width2)) for _ in range(pairs)])
+    chain.build([(None, width1), (None, width2)])
+  finally:
+    keras.config.set_dtype_policy("float32")
+  for function in chain.functions:
+    function.inputs.clear()  # Building runs each once, symbolically.
+  random = np.random.RandomState(4)
+  streams = tuple(
+    tf.constant(random.normal(size=(6, width)), chain.variable_dtype) for width in (width1, width2)
+  )
+  return chain, streams
+
+
+def gradients_of(chain, streams, state, run=lambda function: function):
+  """((y1, y2), gradients of a loss of both, state afterwards), from the given state."""
+  for variable, value in zip(chain.non_trainable_variables, state, strict=True):
+    variable.assign(value)
+
+  def loss_and_gradients(x1, x2):
+    with tf.GradientTape() as tape:
+      tape.watch((x1, x2))
+      y1, y2 = chain((x1, x2), training=True)
+      loss = tf.reduce_sum(tf.sin(y1)) + tf.reduce_sum(y2**3)
+    return (y1, y2), tape.gradient(loss, [x1, x2, *chain.trainable_variables])
+
+  outputs, gradients = run(loss_and_gradients)(*streams)
+  return outputs, gradients, values(chain.non_trainable_variables)
+
+
+def ancestors(op):
+  """All ops that `op` waits for."""
+  seen, todo = set(), [op]
+  while todo:
+    current = todo.pop()
+    for previous in [tensor.op for tensor in current.inputs] + list(current.control_inputs):
+      if previous not in seen:
+        seen.add(previous)
+        todo.append(previous)
+  return seen
+
+
+def producer(tensor):
+  """The op that computes `tensor`, behind any identities."""
+  while tensor.op.type in ("Identity", "IdentityN"):
+    tensor = tensor.op.inputs[tensor.value_index if tensor.op.type == "IdentityN" else 0]
+  return tensor.op
+
+
+def all_ops(graph):
+  """The ops of a graph and of the functions that it calls."""
+  names = graph.as_graph_def().library.function
+  nodes = [node for function in names for node in function.node_def]
+  return [types.SimpleNamespace(type=node.op) for node in nodes] + list(graph.get_operations())
