@@ -2,16 +2,11 @@
 
 import keras
 import numpy as np
-import pytest
 import tensorflow as tf
-from chains import Counted, ancestors, gradients_of, producer
-from helpers import assert_close, make_model, values
-from resnet.models.pure_function import PureFunction, keep, kept
-from resnet.models.recompute import rerun
+from chains import Counted
+from helpers import assert_close, values
 
-from resnet.models.layers import BatchNorm
-from resnet.models.residual import ResidualFunction
-from resnet.reversible import ReversibleChain, recompute
+from resnet.reversible import recompute
 
 
 def test_recompute_agrees_with_ordinary_backprop_and_keeps_one_update():
@@ -31,5 +26,3 @@ def test_recompute_agrees_with_ordinary_backprop_and_keeps_one_update():
     results.append(([loss], gradients, values(layer.non_trainable_variables)))
   for actual, expected in zip(*results, strict=True):
     assert_close(actual, expected, 1e-6)
-
-

@@ -7,7 +7,7 @@ import tensorflow as tf
 from chains import ancestors, gradients_of, producer
 from helpers import assert_close
 
-from resnet.reversible import Recompute, ReversibleChain, recompute, replayed
+from resnet.reversible import ReversibleChain, replayed
 
 
 class Scaled(keras.layers.Layer):
@@ -83,5 +83,3 @@ def test_what_is_computed_from_kept_tensors_waits_for_the_gradients_of_later_uni
   *_, again_of_g, again_of_f = [op for op in graph.get_operations() if op.type == "Cosh"]
   for op in (again_of_g, again_of_f):
     assert {producer(tensor) for tensor in graph.outputs[2:]} <= ancestors(op)
-
-

@@ -151,9 +151,7 @@ class PreactivatedConv(keras.layers.Layer):
   def call(self, x, training=False):
     if self.bn:
       x = tf.nn.relu(self.bn(x, training=training))
-    y, _ = replayed(
-      self, self._convolve, self._convolve_again, x, self.conv.kernel, kind="activations"
-    )
+    y, _ = replayed(self, self._convolve, self._convolve_again, x, self.conv.kernel, kind="activations")
     return y
 
   def _convolve(self, x, _):
@@ -165,9 +163,7 @@ class PreactivatedConv(keras.layers.Layer):
     attributes = {"strides": [1, *self.conv.strides, 1], "padding": "SAME"}
 
     def gradient(dy):
-      dx = tf.raw_ops.Conv2DBackpropInput(
-        input_sizes=tf.shape(x), filter=kernel, out_backprop=dy, **attributes
-      )
+      dx = tf.raw_ops.Conv2DBackpropInput(input_sizes=tf.shape(x), filter=kernel, out_backprop=dy, **attributes)
       d_kernel = tf.raw_ops.Conv2DBackpropFilter(
         input=x, filter_sizes=tf.shape(kernel), out_backprop=dy, **attributes
       )

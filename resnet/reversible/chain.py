@@ -61,6 +61,7 @@ class ReversibleChain(keras.layers.Layer):
       depth, for which the units' layers must be alike but for the values of their variables.
     coupling: how functions change streams, see coupling.py: `Additive()` by default, or a pair, one for the
       Fs and one for the Gs. Each function has one of its own, made after this.
+    log_det: also return the logarithm of the determinant of the chain's Jacobian, for normalising flows.
     grid_bits: makes the chain exact: streams are multiples of 2 ** -grid_bits, the inputs and what F and G
       give being rounded to such, and the backward pass rebuilds them to the last bit, at any depth and
       whatever F and G compute in, as long as they stay below 2 ** (24 - grid_bits) in float32, and the second
@@ -79,7 +80,7 @@ class ReversibleChain(keras.layers.Layer):
       `call` has an argument of the name. Their gradients are summed over the units.
 
   Returns:
-    (y1, y2), of the shapes of (x1, x2), float32 at least.
+    (y1, y2), of the shapes of (x1, x2), float32 at least; with log_det (y1, y2, log|det dy/dx| [N]).
 
   Limits: losses added inside F and G (`add_loss`) are not seen. In eager mode, where no graph shows them,
   functions that draw by `tf.random`, change variables that are not theirs, or use tensors of trained variables
@@ -98,6 +99,7 @@ class ReversibleChain(keras.layers.Layer):
     manual_gradients: bool = True,
     form: str = "unrolled",
     coupling: Coupling | Sequence[Coupling] | None = None,
+    log_det: bool = False,
     grid_bits: int | None = None,
     kept_units: int = 0,
     **kwargs,
@@ -123,6 +125,7 @@ class ReversibleChain(keras.layers.Layer):
       require_alike(self.functions)
     self.manual_gradients = manual_gradients
     self.form = form
+    self.log_det = log_det
     self.grid_bits = grid_bits
     self.kept_units = kept_units
     self._coupling_configs = [keras.saving.serialize_keras_object(one) for one in couplings]
@@ -140,12 +143,14 @@ class ReversibleChain(keras.layers.Layer):
       changed, taken = input_shape[k % 2], input_shape[1 - k % 2]
       outputs = build_layer(function, taken, self.variable_dtype)
       coupling.build(changed)
-      for part in () if outputs is None else coupling.parts(outputs):
+      for part in () if outputs is None else coupling(outputs):
         require_shape(function_name(k, function), part.shape, changed)
 
   def call(self, inputs, training=False, mask=None, **kwargs):
     turns, streams, context = self._prepare(inputs, training, mask, kwargs)
     streams = self._rounded(streams)
+    if self.log_det:
+      streams.append(tf.zeros_like(streams[0][(slice(None), *[0] * (streams[0].shape.rank - 1))]))
     weights, states = [turn.weights() for turn in turns], [turn.state() for turn in turns]
     if not turns or not self.manual_gradients or activations_are_stored():
       outputs, updates, _ = run(turns, streams, weights, states, context)
@@ -227,10 +232,14 @@ class ReversibleChain(keras.layers.Layer):
     require_streams(self.name, inputs)
     Call(training, mask, kwargs).require_taken(self.name, self.call_arguments)
     dtype = stream_dtype(inputs, self.variable_dtype).name
-    return tuple(keras.KerasTensor(stream.shape, dtype) for stream in inputs)
+    shapes = self.compute_output_shape([stream.shape for stream in inputs])
+    return tuple(keras.KerasTensor(shape, dtype) for shape in shapes)
 
   def compute_output_shape(self, input_shape):
-    return input_shape
+    return (*input_shape, (input_shape[0][0],)) if self.log_det else input_shape
+
+  def compute_mask(self, inputs, previous_mask):
+    return previous_mask if previous_mask is None or not self.log_det else [*previous_mask, None]
 
   def get_config(self):
     functions = [keras.saving.serialize_keras_object(function) for function in self.functions]
@@ -240,6 +249,7 @@ class ReversibleChain(keras.layers.Layer):
       "manual_gradients": self.manual_gradients,
       "form": self.form,
       "coupling": list(self._coupling_configs),
+      "log_det": self.log_det,
       "grid_bits": self.grid_bits,
       "kept_units": self.kept_units,
     }

@@ -18,8 +18,8 @@ def require_pairs(pairs: Any) -> None:
     for letter, function in zip("FG", pair, strict=True):
       if not isinstance(function, keras.layers.Layer):
         raise ValueError(
-          f"{letter} of unit {unit} must be a Keras layer, got {function!r}; keras.layers.Lambda makes a layer of "
-          "a function without variables"
+          f"{letter} of unit {unit} must be a Keras layer, got {function!r}; keras.layers.Lambda makes a "
+          "layer of a function without variables"
         )
 
 

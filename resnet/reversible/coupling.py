@@ -1,7 +1,7 @@
 """How a stream is changed by what a function makes of the other stream, and changed back.
 
-Each coupling stands with its equations. One more is a class like these: `couple` and `uncouple`, whose gradients
-TensorFlow finds; with variables, `build` and `get_config` as in any Keras layer.
+Each coupling stands with its equations. One more is a class like these: `couple` and `uncouple`, whose
+gradients TensorFlow finds; with variables, `build` and `get_config` as in any Keras layer.
 """
 
 import keras
@@ -31,11 +31,18 @@ class Coupling(keras.layers.Layer):
     """What the function gives, as tensors of the stream's shape."""
     return (change,)
 
+  def call(self, change):
+    return self.parts(change)  # For symbolic tensors, whose shapes are checked.
+
   def couple(self, x: tf.Tensor, *parts: tf.Tensor) -> tf.Tensor:
     raise NotImplementedError(f"{type(self).__name__} has no couple(x, *parts)")
 
   def uncouple(self, y: tf.Tensor, *parts: tf.Tensor) -> tf.Tensor:
     raise NotImplementedError(f"{type(self).__name__} has no uncouple(y, *parts)")
+
+  def log_det(self, x: tf.Tensor, *parts: tf.Tensor) -> tf.Tensor:
+    """Of each example, [N]: the logarithm of |det dy/dx|, for chains of which it is wanted."""
+    raise NotImplementedError(f"{type(self).__name__} has no log_det(x, *parts)")
 
 
 @keras.saving.register_keras_serializable("resnet")
@@ -49,6 +56,9 @@ class Additive(Coupling):
 
   def uncouple(self, y, change):
     return y - change
+
+  def log_det(self, x, change):
+    return _sum_of_each(tf.zeros_like(x))
 
 
 @keras.saving.register_keras_serializable("resnet")
@@ -91,6 +101,9 @@ class Scaled(Coupling):
   def uncouple(self, y, change):
     return (y - change) / self._a(y)
 
+  def log_det(self, x, change):
+    return _sum_of_each(tf.fill(tf.shape(x), tf.math.log(tf.abs(self._a(x)))))
+
   def get_config(self):
     return {**super().get_config(), "scale": self.scale, "trained": self.trained}
 
@@ -128,5 +141,12 @@ class Affine(Coupling):
   def uncouple(self, y, s, t):
     return (y - t) * tf.exp(-s)
 
+  def log_det(self, x, s, t):
+    return _sum_of_each(s)
+
   def get_config(self):
     return {**super().get_config(), "bound": self.bound}
+
+
+def _sum_of_each(x: tf.Tensor) -> tf.Tensor:
+  return tf.reduce_sum(x, axis=list(range(1, x.shape.rank)))

@@ -1,4 +1,7 @@
-"""The order of the backward pass, and what tapes see of it. The private parts of TensorFlow are used here alone."""
+"""The order of the backward pass, and what tapes see of it.
+
+Private modules of TensorFlow are imported here alone.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator

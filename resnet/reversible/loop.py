@@ -1,4 +1,4 @@
-"""The chain as a `tf.while_loop` over units whose weights and states are stacked: a graph of one unit's size."""
+"""The chain as a `tf.while_loop` over stacked weights and states: a graph of the size of one unit's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ def run_loop(
   states: list[list[tf.Tensor]],
   context: list[tf.Tensor],
 ) -> tuple[Streams, Entries, list[Record]]:
-  """`run` for weights and states as `stack` gives them; so are the updates. Nothing is kept: it saved no time."""
+  """`run` for weights and states as `stack` gives them; so are the updates. To keep tensors saved no time."""
 
   def step(index, streams):
     streams, updates, _ = run(turns[:2], streams, _entry(weights, index), _entry(states, index), context)
@@ -65,7 +65,7 @@ def unstack(turns: list[Turn], updates: Entries) -> Updates:
     ValueError: units share a layer whose state changes.
   """
   units = len(turns) // 2
-  unstacked = {}
+  unstacked: Updates = {}
   for (k, i), tensor in updates.items():
     variables = [turn.state_variables[i] for turn in turns[k::2]]
     if len(set(map(id, variables))) < units:

@@ -175,5 +175,5 @@ class StatelessLayers:
 
 
 def gated(kept: Kept, inputs: Tensors) -> Kept:
-  """`kept`, from which nothing is computed before `inputs` are there: it is not theirs alone to heed the gate."""
+  """`kept`, from which nothing is computed before `inputs` are there: what is, must heed the gate, too."""
   return dataclasses.replace(kept, tensors=after(inputs, kept.tensors)) if kept.tensors else kept

@@ -9,8 +9,12 @@ import tensorflow as tf
 from resnet.reversible.gate import Tensors
 
 # Op types that draw from a generator with a state of its own, and those that change a variable.
-_RANDOM = ("Random", "StatefulRandom", "StatefulStandardNormal", "StatefulUniform", "StatefulTruncatedNormal")
-_RANDOM += ("TruncatedNormal", "ParameterizedTruncatedNormal", "Multinomial", "Rng")
+_RANDOM = ("Random", "TruncatedNormal", "ParameterizedTruncatedNormal", "Multinomial", "Rng") + (
+  "StatefulRandom",
+  "StatefulStandardNormal",
+  "StatefulUniform",
+  "StatefulTruncatedNormal",
+)
 _ASSIGNING = ("Assign", "Resource")
 _READING = ("ResourceGather", "ResourceGatherNd")
 
@@ -41,13 +45,13 @@ def require_repeatable(name: str, given: Tensors) -> Iterator[None]:
     for kind in _types(graph, op.node_def):
       if kind.startswith(_RANDOM):
         raise ValueError(
-          f"{name} draws random numbers by TensorFlow's op {kind}, which would draw others when it is run again "
-          "in the backward pass; draw them by keras.random with a keras.random.SeedGenerator of the layer"
+          f"{name} draws random numbers by TensorFlow's op {kind}, which would draw others when run again in "
+          "the backward pass; draw them by keras.random with a keras.random.SeedGenerator of the layer"
         )
       if kind.startswith(_ASSIGNING) and kind not in _READING:
         raise ValueError(
-          f"{name} changes a variable by TensorFlow's op {kind}, which would be done again in the backward pass; "
-          "make it a weight of the layer (add_weight)"
+          f"{name} changes a variable by TensorFlow's op {kind}, which would be done again in the backward "
+          "pass; make it a weight of the layer (add_weight)"
         )
   if tf.distribute.get_replica_context().num_replicas_in_sync > 1:
     return  # What replicas hand to each other comes from outside, rightly.
@@ -56,8 +60,8 @@ def require_repeatable(name: str, given: Tensors) -> Iterator[None]:
     for tensor in op.inputs:
       if id(tensor) not in own and tensor.dtype.is_floating and _is_computed(tensor):
         raise ValueError(
-          f"{name} uses the tensor {tensor.name!r}, computed outside of it, which no gradient would reach; hand "
-          "it over as an argument of the call"
+          f"{name} uses the tensor {tensor.name!r}, computed outside of it, which no gradient would "
+          "reach; hand it over as an argument of the call"
         )
 
 

@@ -11,7 +11,7 @@ from resnet.reversible.coupling import Coupling
 from resnet.reversible.grid import on_grid
 from resnet.reversible.replay import Kept, StatelessLayers, gated
 
-Streams = list[tf.Tensor]  # two
+Streams = list[tf.Tensor]  # x1 and x2, and the sum of the couplings' log_det [N] so far where it is wanted
 
 
 class Turn:
@@ -53,7 +53,8 @@ class Turn:
     """Forward: the streams after the turn, what it changes of the state, by index, and what it keeps."""
     streams = list(streams)
     parts, updates, kept = self._parts(streams, weights, state, context)
-    streams[self._target] = self._couple(streams, weights, state, parts)
+    streams[self._target], *log_det = self._couple(streams, weights, state, parts)
+    streams[2:] = [total + here for total, here in zip(streams[2:], log_det, strict=True)]
     return streams, updates, kept
 
   def rebuild(self, streams: Streams, weights, state, context, kept: Kept | None = None) -> Streams:
@@ -88,7 +89,7 @@ class Turn:
       tape.watch(streams[self._target])
       again = self._couple(streams, weights, state, parts)
     inputs = [streams[self._target], source, *weights, *context, *variables]
-    d_target, d_source, *others = tape.gradient(again, inputs, d_streams[self._target])
+    d_target, d_source, *others = tape.gradient(again, inputs, [d_streams[self._target], *d_streams[2:]])
     d_streams[self._target] = d_target
     if d_source is not None:
       d_streams[self._source] += d_source
@@ -111,7 +112,13 @@ class Turn:
     return self._stateless.run(call, weights, state, streams[self._source], arguments, kept=kept)
 
   def _couple(self, streams, weights, state, parts):
-    return self._stateless.run(self._coupling.couple, weights, state, streams[self._target], *parts)[0]
+    """The stream that the turn changes, after it, and the log_det if it is wanted."""
+
+    def call(x, *parts):
+      y = self._coupling.couple(x, *parts)
+      return [y, self._coupling.log_det(x, *parts)] if streams[2:] else [y]
+
+    return self._stateless.run(call, weights, state, streams[self._target], *parts)[0]
 
   def _uncouple(self, streams, weights, state, parts):
     return self._stateless.run(self._coupling.uncouple, weights, state, streams[self._target], *parts)[0]
@@ -134,7 +141,7 @@ class Call:
     self.context = [leaf for leaf in tf.nest.flatten(arguments) if _is_float(leaf)]
 
   def arguments_of(self, layer: keras.layers.Layer, index: int, context: list[tf.Tensor]) -> dict[str, Any]:
-    """The arguments of `layer`, which takes input number `index`, with `context` in place of the float tensors."""
+    """The arguments of `layer`, which takes input `index`, with `context` in place of the float tensors."""
     floats = iter(context)
     arguments = tf.nest.map_structure(lambda leaf: next(floats) if _is_float(leaf) else leaf, self._arguments)
     names = call_arguments(layer)
