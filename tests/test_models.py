@@ -1,6 +1,7 @@
 """Networks: sizes, names, and gradients that do not depend on how they are computed."""
 
 import dataclasses
+import re
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ from resnet.models import ReversibleChain, get_model
 from resnet.models.residual import ResidualFunction
 from resnet.reversible import chain
 from resnet.reversible.unrolled import rebuild
+from resnet.training.optimizer import make_optimizer
 from resnet.training.step import loss_and_gradients
 
 PARAMETERS = {
@@ -248,3 +250,38 @@ def test_replicas_agree_with_parts_of_the_batch(num_replicas, chain):
   ]
   actual = step(*distributed) + [tf.convert_to_tensor(v.value) for v in mirrored.non_trainable_variables]
   assert_close(actual, expected, 1e-5)
+
+
+def test_summary_lists_each_unit_once_with_its_shape():
+  lines = []
+  make_model("revnet-test", num_residual_units=(2, 3)).summary(print_fn=lines.append)
+  text = "\n".join(lines)
+  names = [
+    "init",
+    *(f"unit_{s}_{u}" for s, units in ((1, 2), (2, 3)) for u in range(units)),
+    "unit_last",
+    "logit",
+  ]
+  assert re.findall(r"^│ (\w+) \(", text, re.MULTILINE) == names
+  shapes = "".join(line.split("│")[2].strip() for line in text.splitlines() if line.startswith("│"))
+  assert shapes.count("[(None, 8, 8, 8),(None, 8, 8, 8)]") == 2
+  assert shapes.count("[(None, 4, 4, 16),(None, 4, 4, 16)]") == 3
+  assert "?" not in text
+
+
+@pytest.mark.parametrize("name", ["resnet-test", "revnet-test"])
+def test_fit_takes_the_step_of_the_run_scripts(name):
+  model = make_model(name, wd=0.1)
+  images, labels = make_batch(model)
+  copy = copy_of(model)
+  optimizer = make_optimizer(copy.config, copy)
+  optimizer.apply(loss_and_gradients(copy, images, labels)[1], copy.trainable_variables)
+  before = values(model.trainable_variables)
+  loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+  model.compile(make_optimizer(model.config, model), loss)
+  model.fit(images, labels, batch_size=len(images), verbose=0)
+  changes, expected = (
+    [after - start for after, start in zip(values(network.trainable_variables), before, strict=True)]
+    for network in (model, copy)
+  )
+  assert_close(changes, expected, 1e-3, paths(model.trainable_variables))

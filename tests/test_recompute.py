@@ -2,11 +2,12 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from chains import Counted
-from helpers import assert_close, values
+from helpers import assert_close, relative_difference, values
 
-from resnet.reversible import recompute
+from resnet.reversible import Recompute, recompute
 
 
 def test_recompute_agrees_with_ordinary_backprop_and_keeps_one_update():
@@ -26,3 +27,74 @@ def test_recompute_agrees_with_ordinary_backprop_and_keeps_one_update():
     results.append(([loss], gradients, values(layer.non_trainable_variables)))
   for actual, expected in zip(*results, strict=True):
     assert_close(actual, expected, 1e-6)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Counting(keras.layers.Layer):
+  """Dense and dropout; counts its runs, as batch norm moves its statistics."""
+
+  def __init__(self, **kwargs):
+    super().__init__(**kwargs)
+    self.dense = keras.layers.Dense(4)
+    self.dropout = keras.layers.Dropout(0.5, seed=1)
+
+  def build(self, input_shape):
+    self.dense.build(input_shape)
+    self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+  def call(self, x, training=False):
+    self.count.assign(self.count + 1)
+    return self.dropout(self.dense(x), training=training)
+
+
+def step(layer, call, x):
+  """(gradients of a step by `call`, whether they are those of ordinary backpropagation, runs counted)."""
+  start = values(layer.non_trainable_variables)
+  found = []
+  for run in (layer, call):
+    for variable, value in zip(layer.non_trainable_variables, start, strict=True):
+      variable.assign(value)
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      loss = tf.reduce_sum(run(x, training=True) ** 3)
+    found.append(tape.gradient(loss, [x, layer.dense.kernel.value]))
+  ordinary, actual = found
+  same = max(relative_difference(a, o) for a, o in zip(actual, ordinary, strict=True)) < 1e-5
+  return same, float(layer.count) - float(start[0])
+
+
+def test_a_recomputed_layer_is_right_where_keras_remat_is_not():
+  layer = Counting()
+  layer.build((None, 3))
+  x = tf.constant(np.random.RandomState(6).normal(size=(6, 3)), tf.float32)
+  # The second run of keras.remat drops other units, and moves the statistics again.
+  assert step(layer, lambda x, training: keras.remat(lambda x: layer(x, training=training))(x), x) == (False, 2)
+  assert step(layer, Recompute(layer), x) == (True, 1)
+
+
+def test_a_recomputed_layer_is_a_layer_where_keras_remat_is_not(tmp_path):
+  inputs = keras.Input([3])
+  outputs = Recompute(Counting())(inputs)
+  assert outputs.shape == (None, 4)
+  model = keras.Model(inputs, outputs)
+  model.compile("sgd", "mse")
+  x = np.random.RandomState(8).normal(size=(32, 3)).astype("float32")
+  losses = model.fit(x, x[:, :1], epochs=5, verbose=0).history["loss"]
+  assert losses[-1] < losses[0]
+  assert model.layers[-1].layer.count == 5
+  model.save(tmp_path / "model.keras")
+  copy = keras.models.load_model(tmp_path / "model.keras")
+  np.testing.assert_array_equal(copy(x), model(x))
+  with pytest.raises(Exception, match="KerasTensor"):
+    keras.remat(lambda x: tf.sin(x))(inputs)
+
+
+def test_a_recomputed_layer_takes_structures():
+  layer = Recompute(keras.layers.Concatenate(dtype="float64"))
+  x, y = tf.ones([2, 3], tf.float64), tf.ones([2, 1], tf.float64)
+  with tf.GradientTape() as tape:
+    tape.watch((x, y))
+    z = layer([x, y])
+  assert_close(
+    tape.gradient(z, (x, y), tf.reshape(tf.range(8.0), [2, 4])), [[[0, 1, 2], [4, 5, 6]], [[3], [7]]], 0
+  )

@@ -7,7 +7,7 @@ import tensorflow as tf
 from chains import ancestors, gradients_of, producer
 from helpers import assert_close
 
-from resnet.reversible import ReversibleChain, replayed
+from resnet.reversible import ReversibleChain, recompute, replayed
 
 
 class Scaled(keras.layers.Layer):
@@ -83,3 +83,66 @@ def test_what_is_computed_from_kept_tensors_waits_for_the_gradients_of_later_uni
   *_, again_of_g, again_of_f = [op for op in graph.get_operations() if op.type == "Cosh"]
   for op in (again_of_g, again_of_f):
     assert {producer(tensor) for tensor in graph.outputs[2:]} <= ancestors(op)
+
+
+class Careless(keras.layers.Layer):
+  """Calls `replayed` in its runs, counted from 0, by what `calls` says."""
+
+  def __init__(self, calls, **kwargs):
+    super().__init__(dtype="float64", **kwargs)
+    self.calls, self.runs = calls, 0
+
+  def call(self, x):
+    for width in self.calls[self.runs]:
+      y, _ = replayed(self, lambda x: (x, ()), lambda _, x, width=width: (x[:, :width], lambda dy: dy), x)
+    self.runs += 1
+    return y if self.calls[self.runs - 1] else x
+
+
+@pytest.mark.parametrize(
+  ("calls", "message"),
+  [
+    (
+      [[4], [4, 4]],
+      "layer 'one' calls `replayed` as number 1 .* the first run's calls were by: one. Both runs",
+    ),
+    ([[4, 4], [4]], "layer 'one' did not call `replayed` in the second run"),
+    ([[4], [3]], "layer 'one': the second run gives .5, 3. by `replayed`, the first gave .5, 4."),
+  ],
+)
+def test_second_runs_that_do_not_fit_name_the_layer(calls, message):
+  layer = Careless(calls, name="one")
+  layer.build((5, 4))
+  x = tf.ones([5, 4], tf.float64)
+  with tf.GradientTape() as tape:
+    tape.watch(x)
+    y = recompute(layer, x)
+  with pytest.raises(ValueError, match=message):
+    tape.gradient(y, x)
+
+
+def test_a_kind_of_tensors_that_there_is_not_is_refused():
+  with pytest.raises(ValueError, match="kind must be 'statistics' or 'activations', got 'all'"):
+    replayed(Kept(), tf.sin, tf.sin, tf.ones([]), kind="all")
+
+
+@pytest.mark.parametrize(
+  ("arguments", "computed"),
+  [
+    ({}, 2),  # Each layer has two calls.
+    ({"form": "while_loop"}, 4),
+    ({"grid_bits": 14}, 4),
+    ({"manual_gradients": False}, 2),
+  ],
+)
+def test_a_chain_decides_what_is_kept(arguments, computed):
+  chain = ReversibleChain([(Scaled(), Scaled())], **arguments)
+  streams = [tf.random.stateless_normal([3, 3], [seed, 0]) for seed in (1, 2)]
+  chain.build([(3, 3), (3, 3)])
+  for layer in chain.functions:
+    layer.computed = 0
+  with tf.GradientTape() as tape:
+    tape.watch(streams)
+    y = chain(streams)
+  tape.gradient(y, streams)
+  assert [layer.computed for layer in chain.functions] == [computed] * 2

@@ -30,7 +30,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from resnet.reversible.checks import build_layer, require_pairs, require_streams, stream_dtype
+from resnet.reversible.checks import build_layer, refuse_streams, require_pairs, require_streams, stream_dtype
 from resnet.reversible.coupling import Additive, Coupling
 from resnet.reversible.gate import activations_are_stored, after, without_storing
 from resnet.reversible.grid import on_grid
@@ -138,7 +138,7 @@ class ReversibleChain(keras.layers.Layer):
 
   def build(self, input_shape):
     if len(input_shape) != 2 or not all(isinstance(shape, list | tuple) for shape in input_shape):
-      require_streams(self.name, keras.KerasTensor(input_shape))
+      refuse_streams(self.name, input_shape)
     for k, (function, coupling) in enumerate(zip(self.functions, self.couplings, strict=True)):
       changed, taken = input_shape[k % 2], input_shape[1 - k % 2]
       outputs = build_layer(function, taken, self.variable_dtype)

@@ -26,14 +26,18 @@ def require_pairs(pairs: Any) -> None:
 def require_streams(name: str, streams: Any) -> None:
   """Raises ValueError unless `streams` are two float tensors."""
   if not isinstance(streams, list | tuple) or len(streams) != 2:
-    what = f"a tensor of shape {tuple(streams.shape)}" if hasattr(streams, "shape") else repr(streams)
-    raise ValueError(
-      f"{name} takes two streams, (x1, x2), got {what}; tf.split(x, 2, axis=-1) halves the channels"
-    )
+    refuse_streams(name, getattr(streams, "shape", streams))
   for index, stream in enumerate(streams, start=1):
     if not tf.as_dtype(stream.dtype).is_floating:
       dtype = tf.as_dtype(stream.dtype).name
       raise ValueError(f"{name}: the streams must be float tensors, x{index} is {dtype}; cast it first")
+
+
+def refuse_streams(name: str, shape: Any) -> None:
+  """Raises ValueError for inputs that are not two: their shape, or the structure of their shapes."""
+  single = all(size is None or isinstance(size, int) for size in shape)
+  got = f"a tensor of shape {tuple(shape)}" if single else f"{len(shape)} inputs"
+  raise ValueError(f"{name} takes two streams, (x1, x2), got {got}; halve a tensor by tf.split(x, 2, axis=-1)")
 
 
 def stream_dtype(streams: Sequence[tf.Tensor], variable_dtype: str) -> tf.DType:
@@ -42,11 +46,15 @@ def stream_dtype(streams: Sequence[tf.Tensor], variable_dtype: str) -> tf.DType:
   return max(dtypes, key=lambda dtype: dtype.size)
 
 
-def build_layer(layer: keras.layers.Layer, shape: Sequence[int | None], dtype: str) -> Tensors | None:
-  """Builds a layer for inputs of a shape, unless it is built. Returns its symbolic outputs, None if unknown."""
+def build_layer(layer: keras.layers.Layer, shape: Any, dtype: str) -> Tensors | None:
+  """Builds a layer, unless it is built, for inputs of a shape, or of a structure of shapes.
+
+  Returns:
+    Its symbolic outputs, or None if a call needs more than the inputs.
+  """
   _, *others = inspect.signature(layer.call).parameters.values()
   if any(p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in others):
-    if not layer.built:  # A call needs more than the inputs.
+    if not layer.built:
       layer.build(shape)
     return None
-  return layer(keras.KerasTensor(shape, dtype))
+  return layer(keras.tree.map_shape_structure(lambda shape: keras.KerasTensor(shape, dtype), shape))

@@ -55,12 +55,14 @@ def require_repeatable(name: str, given: Tensors) -> Iterator[None]:
         )
   if tf.distribute.get_replica_context().num_replicas_in_sync > 1:
     return  # What replicas hand to each other comes from outside, rightly.
-  own = {id(tensor) for op in ops for tensor in op.outputs} | {id(tensor) for tensor in tf.nest.flatten(given)}
+  known = {id(tensor) for op in ops if op.type != "Placeholder" for tensor in op.outputs}
+  known |= {id(tensor) for tensor in tf.nest.flatten(given)}
   for op in ops:
     for tensor in op.inputs:
-      if id(tensor) not in own and tensor.dtype.is_floating and _is_computed(tensor):
+      outside = tensor if id(tensor) in known else _captured(tensor)
+      if id(outside) not in known and outside.dtype.is_floating and not _is_constant(outside):
         raise ValueError(
-          f"{name} uses the tensor {tensor.name!r}, computed outside of it, which no gradient would "
+          f"{name} uses the tensor {outside.name!r}, computed outside of it, which no gradient would "
           "reach; hand it over as an argument of the call"
         )
 
@@ -75,10 +77,15 @@ def _types(graph: tf.Graph, node: Any) -> Iterator[str]:
           yield from _types(graph, inner)
 
 
-def _is_computed(tensor: tf.Tensor) -> bool:
-  """Whether a tensor of a graph is more than a constant or what a function captured from eager mode."""
-  if tensor.op.type == "Placeholder":
-    for outside, inside in getattr(tensor.graph, "captures", ()):
-      if inside is tensor:
-        return not hasattr(outside, "numpy") and _is_computed(outside)
-  return tensor.op.type != "Const"
+def _captured(tensor: tf.Tensor) -> tf.Tensor:
+  """What a graph's placeholder stands for, if it stands for a tensor of a graph around it or of eager mode."""
+  while tf.is_symbolic_tensor(tensor) and tensor.op.type == "Placeholder":
+    outside = [outer for outer, inner in getattr(tensor.graph, "captures", ()) if inner is tensor]
+    if not outside:
+      break
+    (tensor,) = outside
+  return tensor
+
+
+def _is_constant(tensor: tf.Tensor) -> bool:
+  return not tf.is_symbolic_tensor(tensor) or tensor.op.type == "Const"

@@ -1,0 +1,322 @@
+"""What gave wrong gradients without a word, or an error of TensorFlow's: right now, or one clear line."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from chains import gradients_of
+from helpers import assert_close, values
+
+from resnet.reversible import Affine, Recompute, ReversibleChain, Scaled, recompute
+from resnet.reversible.chain import FORMS
+
+eager_and_graph = pytest.mark.parametrize("run", [lambda f: f, tf.function], ids=["eager", "graph"])
+both_forms = pytest.mark.parametrize("form", FORMS)
+
+
+def dense(**kwargs):
+  return keras.layers.Dense(4, activation="tanh", dtype="float64", **kwargs)
+
+
+def random_streams(dtype="float64", shape=(5, 4)):
+  return tuple(tf.constant(np.random.RandomState(seed).normal(size=shape), dtype) for seed in (1, 2))
+
+
+def assert_as_ordinary(chain, streams, run, tolerance=1e-12):
+  """Asserts that manual gradients are those of ordinary backpropagation; returns them."""
+  state = values(chain.non_trainable_variables)
+  actual = gradients_of(chain, streams, state, run)
+  chain.manual_gradients = False
+  for one, other in zip(actual, gradients_of(chain, streams, state, run), strict=True):
+    assert_close(one, other, tolerance)
+  return actual[1]
+
+
+class FromCall(keras.layers.Layer):
+  """A function of the test, on a layer with one weight."""
+
+  def __init__(self, function, **kwargs):
+    super().__init__(**kwargs)
+    self.function = function
+
+  def build(self, input_shape):
+    self.weight = self.add_weight(shape=(), initializer="ones")
+
+  def call(self, x):
+    return self.function(self.weight * x)
+
+
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+@pytest.mark.parametrize("policy", ["mixed", "whole"])
+def test_half_precision_streams_are_widened(half, policy):
+  dtype = f"mixed_{half}" if policy == "mixed" else half
+  keras.utils.set_random_seed(0)
+  pairs = [[keras.layers.Dense(8, "tanh", dtype=dtype) for _ in "FG"] for _ in range(30)]
+  chain = ReversibleChain(pairs, dtype=dtype)
+  streams = random_streams(half, (6, 8))
+  outputs = chain(streams)
+  assert [y.dtype for y in outputs] == [tf.float32] * 2
+  assert [y.dtype for y in chain.compute_output_spec([keras.KerasTensor((6, 8), half)] * 2)] == ["float32"] * 2
+  for rebuilt, stream in zip(chain.inverse(outputs), streams, strict=True):
+    np.testing.assert_allclose(rebuilt, tf.cast(stream, tf.float32), atol=0.1)
+  assert chain.reconstruction_error(streams) < 0.02
+
+
+@both_forms
+@eager_and_graph
+def test_gradients_of_gradients_are_refused(form, run):
+  chain = ReversibleChain([(dense(), dense()) for _ in range(2)], form=form, dtype="float64")
+  chain.build([(None, 4), (None, 4)])
+
+  @run
+  def second_order(x1, x2):
+    with tf.GradientTape() as outer:
+      outer.watch(x1)
+      with tf.GradientTape() as inner:
+        inner.watch(x1)
+        loss = tf.reduce_sum(chain((x1, x2))[0])
+      first = inner.gradient(loss, x1)
+    return first, outer.gradient(first, x1)
+
+  with pytest.raises(
+    NotImplementedError, match="gradients of gradients through ReversibleChain '.*manual_gradients"
+  ):
+    second_order(*random_streams())
+  chain.manual_gradients = False
+  assert np.any(second_order(*random_streams())[1] != 0)
+
+
+@eager_and_graph
+def test_gradients_of_recomputed_gradients_are_refused(run):
+  layer = Recompute(dense())
+  x, _ = random_streams()
+
+  @run
+  def second_order(x):
+    with tf.GradientTape() as outer:
+      outer.watch(x)
+      with tf.GradientTape() as inner:
+        inner.watch(x)
+        y = layer(x)
+      first = inner.gradient(y, x)
+    return outer.gradient(first, x)
+
+  with pytest.raises(NotImplementedError, match="gradients of gradients through recomputed layer 'dense"):
+    second_order(x)
+
+
+def test_first_order_gradients_under_a_second_tape_are_allowed():
+  chain = ReversibleChain([(dense(), dense())], dtype="float64")
+  x1, x2 = random_streams()
+  with tf.GradientTape(persistent=True) as tape:
+    tape.watch(x1)
+    y1, _ = chain((x1, x2))
+    first = tape.gradient(y1, x1)
+  assert_close([tape.gradient(y1, x1)], [first], 0)
+
+
+DRAWING = {
+  "RandomUniform": lambda x: x * tf.random.uniform(tf.shape(x), dtype=x.dtype),
+  "RandomStandardNormal": lambda x: tf.map_fn(lambda row: row + tf.random.normal([4], dtype=x.dtype), x),
+  "RandomShuffle": tf.function(lambda x: tf.random.shuffle(x)),
+}
+
+
+@both_forms
+@pytest.mark.parametrize("op", DRAWING)
+def test_random_numbers_that_would_be_drawn_again_are_refused_in_graphs(op, form):
+  pairs = [(dense(), FromCall(DRAWING[op], dtype="float64", name="noisy")) for _ in range(2)]
+  chain = ReversibleChain(pairs, dtype="float64")
+  chain.form = form  # Functions of Python have no configuration to compare.
+  call = tf.function(lambda *streams: chain(streams))
+  with pytest.raises(ValueError, match=f"G of unit 0 .'noisy'. draws random numbers .* op {op}.*SeedGenerator"):
+    call(*random_streams())
+  with pytest.raises(ValueError, match=f"noisy draws random numbers by TensorFlow's op {op}"):
+    tf.function(lambda x: recompute(pairs[0][1], x))(random_streams()[0])
+
+
+def test_variables_that_would_change_twice_are_refused_in_graphs():
+  counter = tf.Variable(0.0)
+
+  def count(x):
+    counter.assign_add(1.0)
+    return x
+
+  chain = ReversibleChain([(FromCall(count, dtype="float64"), dense())], dtype="float64")
+  with pytest.raises(
+    ValueError, match="F of unit 0 .* changes a variable by TensorFlow's op AssignAdd.*add_weight"
+  ):
+    tf.function(lambda *streams: chain(streams))(*random_streams())
+
+
+@both_forms
+def test_tensors_that_no_gradient_would_reach_are_refused_in_graphs(form):
+  scale = tf.Variable(2.0, dtype=tf.float64)
+  held = {}
+  pairs = [(dense(), FromCall(lambda x: x * held["scale"], dtype="float64")) for _ in range(2)]
+  chain = ReversibleChain(pairs, dtype="float64")
+  held["scale"] = tf.constant(np.full([5, 4], 3.0))  # A constant is no trap.
+  chain.build([(5, 4), (5, 4)])
+  chain.form = form
+
+  @tf.function
+  def call(*streams):
+    if computes:
+      held["scale"] = tf.exp(scale)
+    return chain(streams)
+
+  computes = False
+  call(*random_streams())
+  computes = True
+  call = tf.function(call.python_function)
+  with pytest.raises(
+    ValueError, match="G of unit 0 .* uses the tensor 'Exp:0', computed outside .* as an argument"
+  ):
+    call(*random_streams())
+
+
+@both_forms
+@eager_and_graph
+@pytest.mark.parametrize("kind", [tf.Variable, keras.Variable])
+def test_a_variable_that_is_not_a_functions_own_gets_its_gradient(form, run, kind):
+  variable = kind(2.0, dtype="float64")
+  pairs = [
+    (dense(), FromCall(lambda x: tf.sin(x) * tf.convert_to_tensor(variable), dtype="float64")) for _ in range(3)
+  ]
+  chain = ReversibleChain(pairs, dtype="float64")
+  chain.build([(None, 4), (None, 4)])
+  chain.form = form
+  found = []
+  for chain.manual_gradients in (True, False):
+
+    @run
+    def gradients(*streams):
+      with tf.GradientTape() as tape:
+        y1, y2 = chain(streams)
+        loss = tf.reduce_sum(y1**2 + y2)
+      variables = [*chain.trainable_variables, variable]
+      return tape.gradient(
+        loss, [getattr(v, "value", v) if isinstance(v, keras.Variable) else v for v in variables]
+      )
+
+    found.append(gradients(*random_streams()))
+  assert np.all(found[0][-1] != 0)
+  assert_close(*found, 1e-12)
+
+
+@eager_and_graph
+def test_a_variable_that_is_not_a_recomputed_layers_own_gets_its_gradient(run):
+  variable = tf.Variable(2.0, dtype="float64")
+  layer = FromCall(lambda x: tf.sin(x) * variable, dtype="float64")
+  x, _ = random_streams()
+  layer.build(x.shape)
+
+  @run
+  def gradients(x):
+    with tf.GradientTape() as tape:
+      loss = tf.reduce_sum(recompute(layer, x))
+    return tape.gradient(loss, [variable, layer.weight.value])
+
+  assert_close(gradients(x), [tf.reduce_sum(tf.sin(x)), 2 * tf.reduce_sum(x * tf.cos(x))], 1e-12)
+
+
+@both_forms
+def test_layers_that_units_share_see_the_state_as_the_unit_before_left_it(form):
+  shared = keras.layers.Dropout(0.5, seed=3, dtype="float64")
+  chain = ReversibleChain([(shared, dense()) for _ in range(2)], dtype="float64")
+  x1, x2 = random_streams()
+  chain.build([(None, 4), (None, 4)])
+  chain.form = form
+  if form == "while_loop":
+    with pytest.raises(ValueError, match="needs units whose states are their own, but F of unit 0 .* shares"):
+      chain((x1, x2), training=True)
+    return
+  start = values(chain.non_trainable_variables)
+  y1, y2 = chain((x1, x2), training=True)
+  for variable, value in zip(chain.non_trainable_variables, start, strict=True):
+    variable.assign(value)
+  for _ in range(2):  # By hand, with the layer's own, moving seed.
+    x1 = x1 + shared(x2, training=True)
+    x2 = x2 + chain.functions[1 + 2 * _](x1)
+  assert_close([y1, y2], [x1, x2], 1e-12)
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    (lambda chain: chain(tf.zeros([5, 4])), "takes two streams, .x1, x2., got a tensor of shape .5, 4."),
+    (lambda chain: chain([tf.zeros([5, 4])] * 3), "takes two streams, .x1, x2., got 3 inputs"),
+    (lambda chain: chain.inverse(tf.zeros([5, 4])), "takes two streams"),
+    (
+      lambda chain: chain([tf.zeros([5, 4], tf.int32)] * 2),
+      "must be float tensors, x1 is int32; cast it first",
+    ),
+    (lambda chain: chain([keras.Input([4], dtype="int32")] * 2), "must be float tensors, x1 is int32"),
+    (
+      lambda chain: chain([tf.zeros([5, 4])] * 2, attention=1),
+      "with 'attention', which no layer in it takes; they take 'mask'",
+    ),
+    (
+      lambda chain: chain([tf.zeros([5, 4]), tf.zeros([6, 4])]),
+      "F of unit 0 .* gives shape .6, 4. to .* .5, 4.",
+    ),
+  ],
+)
+def test_what_is_no_pair_of_streams_is_refused(call, message):
+  chain = ReversibleChain([(keras.layers.Dense(4), keras.layers.Dense(4))])
+  with pytest.raises(ValueError, match=message):
+    call(chain)
+
+
+@pytest.mark.parametrize("width", [1, 3, 8])
+def test_functions_that_map_to_another_shape_are_refused_when_built(width):
+  chain = ReversibleChain([(keras.layers.Dense(4), keras.layers.Dense(width, name="wrong"))])
+  with pytest.raises(
+    ValueError, match=f"G of unit 0 .'wrong'. gives shape .None, {width}. to a stream of shape .None, 4."
+  ):
+    chain.build([(None, 4), (None, 4)])
+
+
+def test_functions_that_map_to_another_shape_are_refused_when_called():
+  narrow = FromCall(lambda x: x)
+  chain = ReversibleChain([(narrow, narrow)])
+  chain.build([(None, 4), (None, 4)])
+  narrow.function = lambda x: x[:, :1]  # Would be broadcast.
+  with pytest.raises(ValueError, match="F of unit 0 .* gives shape .5, 1. to a stream of shape .5, 4."):
+    chain(random_streams("float32"))
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"pairs": [(tf.sin, keras.layers.Dense(4))]}, "F of unit 0 must be a Keras layer, got <function.*Lambda"),
+    ({"pairs": keras.layers.Dense(4)}, "pairs must be a list of .F, G."),
+    ({"coupling": "affine"}, "coupling must be a Coupling, or two.*got 'affine'"),
+    ({"coupling": [Scaled(2.0)]}, "coupling must be a Coupling, or two"),
+    ({"grid_bits": 24}, "grid_bits must be in .0, 24."),
+    (
+      {"grid_bits": 14, "coupling": Scaled(0.5)},
+      "grid_bits needs a coupling that adds or negates alone, got Scaled",
+    ),
+    ({"grid_bits": 14, "coupling": Affine()}, "got Affine"),
+    ({"kept_units": 2}, "kept_units must be in .0, 1., as there are units; got 2"),
+    ({"kept_units": 1, "form": "while_loop"}, "kept_units must be 0 with form 'while_loop'"),
+  ],
+)
+def test_impossible_chains_are_refused(arguments, message):
+  arguments = {"pairs": [(keras.layers.Dense(4), keras.layers.Dense(4))], **arguments}
+  with pytest.raises(ValueError, match=message):
+    ReversibleChain(**arguments)
+
+
+@pytest.mark.parametrize(
+  ("make", "message"),
+  [
+    (lambda: Scaled(0), "scale must be a number other than 0"),
+    (lambda: Affine(bound=-1.0), "bound must be positive"),
+    (lambda: Recompute(tf.sin), "layer must be a Keras layer, got <function"),
+  ],
+)
+def test_impossible_couplings_and_layers_are_refused(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
