@@ -95,6 +95,11 @@ def test_an_unknown_model_is_refused_with_the_list_of_models():
     ({"num_residual_units": (), "strides": (), "filters": (32,)}, "at least one stage"),
     ({"num_residual_units": (3, 0, 3)}, "num_residual_units must all be at least 1"),
     ({"seed": -1}, "seed must be in"),
+    ({"grid_bits": 24}, r"grid_bits must be in \[0, 24\), got 24"),
+    (
+      {"model_class": "resnet", "manual_gradients": False, "grid_bits": 14},
+      "grid_bits must be 0",
+    ),
   ],
 )
 def test_impossible_values_are_refused(fields, message):
@@ -108,13 +113,22 @@ def test_configs_survive_json(tmp_path):
     assert get_config_from_json(tmp_path / "conf.json") == get_config(name)
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(get_config("revnet-38"))])
+@pytest.mark.parametrize(
+  "name", [field.name for field in dataclasses.fields(get_config("revnet-38")) if field.name != "grid_bits"]
+)
 def test_a_json_config_must_have_every_field(tmp_path, name):
   fields = dataclasses.asdict(get_config("revnet-38"))
   del fields[name]
   (tmp_path / "conf.json").write_text(json.dumps(fields))
   with pytest.raises(ValueError, match=f"missing field {name}$"):
     get_config_from_json(tmp_path / "conf.json")
+
+
+def test_a_json_config_of_version_0_1_has_no_grid(tmp_path):
+  fields = dataclasses.asdict(get_config("revnet-38"))
+  del fields["grid_bits"]
+  (tmp_path / "conf.json").write_text(json.dumps(fields))
+  assert get_config_from_json(tmp_path / "conf.json") == get_config("revnet-38")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import re
 import signal
 
 import keras
@@ -128,25 +129,47 @@ def test_compiled_training_agrees(uninterrupted, tmp_path):
   assert_close([actual[name] for name in expected], list(expected.values()), 5e-3, list(expected))
 
 
-def test_the_reconstruction_is_monitored_and_warned_of(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize(
+  ("grid_bits", "first", "second", "message"),
+  [
+    (
+      0,
+      (1e-6, 1e-4),
+      (1e-6, 2e-2),
+      "step 2: stage 2 is rebuilt with a relative error of 2.0e-02, and its",
+    ),
+    (
+      16,
+      (0, 0),
+      (0, 1e-6),
+      "step 2: stage 2 .* of 1.0e-06, where grid_bits=16 .* grid, .-256, .* smaller",
+    ),
+  ],
+)
+def test_the_reconstruction_is_monitored_and_warned_of(
+  tmp_path, monkeypatch, caplog, grid_bits, first, second, message
+):
   measured = []
 
   def errors(images):
     """Of stages 1 and 2, the second of which drifts when it is measured again."""
     measured.append(images.shape)
-    return tf.stack([1e-6, tf.where(times.assign_add(1) == 1, 1e-4, 2e-2)])
+    return tf.where(times.assign_add(1) == 1, tf.constant(first, tf.float32), tf.constant(second, tf.float32))
 
   times = tf.Variable(0)
   monkeypatch.setattr(RevNet, "reconstruction_errors", lambda self, images: errors(images))
   experiment, _ = run(
-    tmp_path, "a", dataclasses.replace(CONFIG, max_train_iter=2), monitors_reconstruction=True
+    tmp_path,
+    "a",
+    dataclasses.replace(CONFIG, max_train_iter=2, grid_bits=grid_bits),
+    monitors_reconstruction=True,
   )
   with open(experiment.logs_folder / "reconstruction_error.csv", encoding="utf-8") as file:
     rows = [[float(row[column]) for column in ("step", "stage_1", "stage_2")] for row in csv.DictReader(file)]
-  np.testing.assert_allclose(rows, [[1, 1e-6, 1e-4], [2, 1e-6, 2e-2]])
+  np.testing.assert_allclose(rows, [[1, *first], [2, *second]])
   assert measured == [(100, 32, 32, 3)]
   (warning,) = [record.getMessage() for record in caplog.records if "rebuilt" in record.getMessage()]
-  assert warning.startswith("step 2: stage 2 is rebuilt with a relative error of 2.0e-02")
+  assert re.match(message, warning)
 
 
 def test_a_network_that_rebuilds_nothing_is_not_monitored(tmp_path):

@@ -220,6 +220,14 @@ def test_a_variable_that_is_not_a_recomputed_layers_own_gets_its_gradient(run):
   assert_close(gradients(x), [tf.reduce_sum(tf.sin(x)), 2 * tf.reduce_sum(x * tf.cos(x))], 1e-12)
 
 
+@pytest.mark.parametrize("manual_gradients", [True, False])
+def test_losses_that_would_be_lost_are_refused(manual_gradients):
+  regularized = dense(activity_regularizer="l2", name="regularized")
+  chain = ReversibleChain([(regularized, dense())], manual_gradients, dtype="float64")
+  with pytest.raises(ValueError, match="F of unit 0 .'regularized'. adds a loss .*, which would be lost"):
+    chain(random_streams())
+
+
 @both_forms
 def test_layers_that_units_share_see_the_state_as_the_unit_before_left_it(form):
   shared = keras.layers.Dropout(0.5, seed=3, dtype="float64")

@@ -82,12 +82,13 @@ class ReversibleChain(keras.layers.Layer):
   Returns:
     (y1, y2), of the shapes of (x1, x2), float32 at least; with log_det (y1, y2, log|det dy/dx| [N]).
 
-  Limits: losses added inside F and G (`add_loss`) are not seen. In eager mode, where no graph shows them,
-  functions that draw by `tf.random`, change variables that are not theirs, or use tensors of trained variables
-  that are handed to them by other ways than these arguments, have wrong gradients; in graphs they are refused.
+  Limits: functions that draw by `tf.random`, change variables that are not theirs, or use tensors computed from
+  trained variables that are handed to them by other ways than these arguments, are refused in graphs; in eager
+  mode, where no graph shows them, they have wrong gradients.
 
   Raises:
-    ValueError: an argument is none of these, units differ and the form is "while_loop", shapes do not fit.
+    ValueError: an argument is none of these, shapes do not fit, units differ and the form is "while_loop", or
+      functions add losses (`add_loss`), which would be lost.
     NotImplementedError: gradients of manual gradients are taken.
 
   Source: Gomez et al. 2017, section 3.
@@ -191,6 +192,8 @@ class ReversibleChain(keras.layers.Layer):
   def _prepare(self, streams, training, mask, arguments):
     """(turns, streams wide enough, the float tensors in the arguments) of a call."""
     require_streams(self.name, streams)
+    if not self.built:  # Not by way of `__call__`.
+      self.build([tuple(stream.shape) for stream in streams])
     if mask is None:
       mask = [getattr(stream, "_keras_mask", None) for stream in streams]
     call = Call(training, mask, arguments)
@@ -265,11 +268,9 @@ class ReversibleChain(keras.layers.Layer):
 def _pair_of_couplings(coupling: Any) -> Sequence[Coupling]:
   if coupling is None:
     coupling = Additive()
-  couplings = (coupling, coupling) if isinstance(coupling, Coupling) else coupling
-  if not isinstance(couplings, list | tuple) or [isinstance(one, Coupling) for one in couplings] != [
-    True,
-    True,
-  ]:
+  couplings = [coupling, coupling] if isinstance(coupling, Coupling) else coupling
+  is_list = isinstance(couplings, list | tuple) and len(couplings) == 2
+  if not is_list or not all(isinstance(one, Coupling) for one in couplings):
     raise ValueError(f"coupling must be a Coupling, or two, for the Fs and for the Gs; got {coupling!r}")
   return couplings
 

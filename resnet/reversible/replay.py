@@ -3,6 +3,7 @@
 For a layer's author: `replayed` lets what is expensive to compute be computed in the first run only.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from contextvars import ContextVar
@@ -159,8 +160,8 @@ class StatelessLayers:
     try:
       variables = [*self._trainable, *self.state_variables]
       with (
-        require_repeatable(self._name, (weights, state, inputs, run.kept.tensors)),
-        keras.StatelessScope(list(zip(variables, weights + state, strict=True))) as scope,
+        require_repeatable(self._name, (weights, state, inputs)) if kept is None else contextlib.nullcontext(),
+        keras.StatelessScope(zip(variables, weights + state, strict=True), collect_losses=True) as scope,
       ):
         old = [scope.get_current_value(variable) for variable in self.state_variables]
         outputs = call(*inputs)
@@ -169,6 +170,11 @@ class StatelessLayers:
     if run.asked is not None and run.asked < len(run.kept.layers):
       raise ValueError(
         f"{self._name}: layer {run.kept.layers[run.asked]!r} did not call `replayed` in the second run"
+      )
+    if scope.losses:
+      raise ValueError(
+        f"{self._name} adds a loss (add_loss, activity_regularizer), which would be lost; compute it from what "
+        "the whole returns"
       )
     new = [scope.get_current_value(variable) for variable in self.state_variables]
     return outputs, {k: value for k, value in enumerate(new) if value is not old[k]}, run.kept

@@ -118,10 +118,11 @@ class Turn:
       y = self._coupling.couple(x, *parts)
       return [y, self._coupling.log_det(x, *parts)] if streams[2:] else [y]
 
-    return self._stateless.run(call, weights, state, streams[self._target], *parts)[0]
+    return self._stateless.run(call, weights, state, streams[self._target], *parts, kept=Kept())[0]
 
   def _uncouple(self, streams, weights, state, parts):
-    return self._stateless.run(self._coupling.uncouple, weights, state, streams[self._target], *parts)[0]
+    uncouple, y = self._coupling.uncouple, streams[self._target]
+    return self._stateless.run(uncouple, weights, state, y, *parts, kept=Kept())[0]
 
 
 class Call:

@@ -108,7 +108,7 @@ def train(
       if logs:
         logger.log("train_ce", step, ce=value)
         if reconstruction_errors:
-          _log_reconstruction(logger, step, reconstruction_errors())
+          _log_reconstruction(logger, step, reconstruction_errors(), config.grid_bits)
       if validates:
         for curve, dataset in evaluation_data.items():
           logger.log(curve, step, acc=evaluate(dataset)[0])
@@ -174,17 +174,25 @@ def make_reconstruction_monitor(
   return lambda: [float(error) for error in measure()]
 
 
-def _log_reconstruction(logger: ExperimentLogger, step: int, errors: Sequence[float]) -> None:
+def _log_reconstruction(logger: ExperimentLogger, step: int, errors: Sequence[float], grid_bits: int) -> None:
   logger.log(
     "reconstruction_error", step, **{f"stage_{stage}": error for stage, error in enumerate(errors, start=1)}
   )
+  if grid_bits:
+    most = 0.0
+    why = (
+      f"where grid_bits={grid_bits} promises none: activations have left the range of the grid, "
+      f"+-{2 ** (24 - grid_bits)}, or a function does not repeat itself; continue with a smaller grid_bits"
+    )
+  else:
+    most = MAX_RECONSTRUCTION_ERROR
+    why = (
+      "and its gradients are as inexact; continue with --override manual_gradients=false, or with "
+      "--override grid_bits=14"
+    )
   for stage, error in enumerate(errors, start=1):
-    if not error <= MAX_RECONSTRUCTION_ERROR:
-      logging.warning(
-        "step %d: stage %d is rebuilt with a relative error of %.1e, and its gradients are as inexact; "
-        "continue with --override manual_gradients=false",
-        *(step, stage, error),
-      )
+    if not error <= most:
+      logging.warning("step %d: stage %d is rebuilt with a relative error of %.1e, %s", step, stage, error, why)
 
 
 def distribute(
