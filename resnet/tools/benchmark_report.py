@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-MODES = ("ordinary", "recompute", "unrolled", "while_loop")
+MODES = ("ordinary", "recompute", "unrolled", "while_loop", "exact")
 MB = 1e6  # bytes
 
 # Colours that differ in lightness and for the colour-blind too (Okabe and Ito 2008).
@@ -15,6 +15,7 @@ STYLES = {
   "recompute": ("#E69F00", "^"),
   "unrolled": ("#0072B2", "o"),
   "while_loop": ("#CC79A7", "D"),
+  "exact": ("#009E73", "v"),
 }
 
 
