@@ -122,7 +122,10 @@ def test_cases():
   ("arguments", "message"),
   [
     (["--model=revnet-111"], "unknown model 'revnet-111'; allowed are"),
-    (["--mode=ordinary,fast"], "--mode must be of ordinary, recompute, unrolled, while_loop; got 'fast'"),
+    (
+      ["--mode=ordinary,fast"],
+      "--mode must be of ordinary, recompute, unrolled, while_loop, exact; got 'fast'",
+    ),
     (["--mode=unrolled", "--model=resnet-32"], "--mode must have ordinary for resnet-32"),
     (["--batch=0"], "--batch must be whole numbers of at least 1, got '0'"),
     (["--batch=10,many"], "--batch must be whole numbers of at least 1, got '10,many'"),

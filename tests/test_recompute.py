@@ -98,3 +98,13 @@ def test_a_recomputed_layer_takes_structures():
   assert_close(
     tape.gradient(z, (x, y), tf.reshape(tf.range(8.0), [2, 4])), [[[0, 1, 2], [4, 5, 6]], [[3], [7]]], 0
   )
+
+
+def test_weights_are_read_as_they_are_in_mixed_precision():
+  keras.config.set_dtype_policy("mixed_bfloat16")
+  try:
+    layer = Recompute(keras.layers.Dense(4, dtype="float32"))
+  finally:
+    keras.config.set_dtype_policy("float32")
+  x = tf.random.stateless_normal([5, 3], [1, 2])
+  np.testing.assert_array_equal(layer(x), layer.layer(x))

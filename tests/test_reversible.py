@@ -1,8 +1,12 @@
 """The engine: exact gradients, nothing stored, state moved once, on functions of any kind."""
 
+import ast
 import collections
 import functools
 import gc
+import re
+import subprocess
+import sys
 import weakref
 
 import keras
@@ -10,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from chains import Counted, all_ops, ancestors, gradients_of, make_chain, producer
-from helpers import assert_close, values
+from helpers import ROOT, assert_close, values
 
 from resnet.reversible import ReversibleChain
 from resnet.reversible.chain import FORMS
@@ -208,3 +212,19 @@ def test_chain_in_a_functional_model():
 def test_pairs_that_are_not_pairs_are_refused():
   with pytest.raises(ValueError, match="pairs must be a list of"):
     ReversibleChain([(keras.layers.Dense(4),)])
+
+
+def test_the_engine_is_a_package_of_its_own():
+  for path in (ROOT / "resnet" / "reversible").glob("*.py"):
+    text = path.read_text(encoding="utf-8")
+    imported = re.findall(r"^\s*(?:from|import) ([\w.]+)", text, re.MULTILINE)
+    foreign = [
+      name for name in imported if name.startswith("resnet") and not name.startswith("resnet.reversible.")
+    ]
+    private = [name for name in imported if ".python" in name or name.startswith("keras.src")]
+    assert not foreign
+    assert not private or path.name == "gate.py"
+    assert len(text.splitlines()) <= 300
+  code = "import sys, resnet.reversible; print([name for name in sys.modules if name.startswith('resnet.')])"
+  process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+  assert all(name.startswith("resnet.reversible") for name in ast.literal_eval(process.stdout))

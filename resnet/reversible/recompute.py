@@ -41,6 +41,7 @@ class Recompute(keras.layers.Layer):
 
   def __init__(self, layer: keras.layers.Layer, keep: Collection[str] = (STATISTICS,), **kwargs):
     super().__init__(autocast=False, **kwargs)
+    self.dtype_policy = keras.DTypePolicy(self.variable_dtype)  # Variables are read as they are.
     if not isinstance(layer, keras.layers.Layer):
       raise ValueError(
         f"layer must be a Keras layer, got {layer!r}; keras.layers.Lambda makes one of a function"
