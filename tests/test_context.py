@@ -141,6 +141,8 @@ def test_functions_get_the_mask_of_the_stream_that_they_take(form, run):
   assert_close(run(lambda: gradients(lambda *x: chain(x, mask=masks)))(), gradients(by_hand), 1e-12)
   rebuilt = chain.inverse(chain(x, mask=masks), mask=masks)
   assert_close(rebuilt, x, 1e-12)
+  masks = masks[0], None
+  assert_close(run(lambda: gradients(lambda *x: chain(x, mask=masks)))(), gradients(by_hand), 1e-12)
 
 
 def test_keras_masks_pass_through_chains_and_recomputed_layers():

@@ -70,14 +70,14 @@ class BatchNorm(keras.layers.Layer):
       return self._normalise(x, self.moving_mean.value, self.moving_variance.value)
     if x.dtype == tf.float64:
       mean, variance = tf.nn.moments(x, [0, 1, 2])
-      y = self._normalise(x, mean, variance)
-    else:
-      y, (mean, variance, _) = replayed(
-        self, self._normalise_by_batch, self._normalise_again, x, self.gamma, self.beta
-      )
+      self._move_statistics(mean, variance)
+      return self._normalise(x, mean, variance)
+    y, _ = replayed(self, self._normalise_by_batch, self._normalise_again, x, self.gamma, self.beta)
+    return y
+
+  def _move_statistics(self, mean, variance):
     for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
       moving.assign(BATCH_NORM_DECAY * moving + (1 - BATCH_NORM_DECAY) * batch)
-    return y
 
   def _normalise(self, x, mean, variance):
     if x.dtype == tf.float64:  # The fused kernel has no float64; the mathematics is checked in it.
@@ -88,7 +88,9 @@ class BatchNorm(keras.layers.Layer):
     """(x normalised, (the batch's mean, its variance, what the gradient needs))."""
     y, mean, unbiased, *reserve = self._fused(x, tf.zeros([0]), tf.zeros([0]), training=True)
     n = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
-    return y, (mean, unbiased * ((n - 1) / n), reserve)
+    variance = unbiased * ((n - 1) / n)
+    self._move_statistics(mean, variance)
+    return y, (mean, variance, reserve)
 
   def _normalise_again(self, statistics, x, gamma, beta):
     """x, normalised by the batch's statistics as the first run found them; they are part of the gradient."""
