@@ -3,6 +3,7 @@
 from resnet.reversible.chain import ReversibleChain
 from resnet.reversible.coupling import Additive, Affine, Coupling, Scaled
 from resnet.reversible.gate import ordinary_backprop
+from resnet.reversible.memory import MemoryReport, memory_report
 from resnet.reversible.recompute import Recompute, recompute
 from resnet.reversible.replay import replayed
 
@@ -10,9 +11,11 @@ __all__ = [
   "Additive",
   "Affine",
   "Coupling",
+  "MemoryReport",
   "Recompute",
   "ReversibleChain",
   "Scaled",
+  "memory_report",
   "ordinary_backprop",
   "recompute",
   "replayed",

@@ -1,0 +1,143 @@
+"""What reversibility saves in a network: the peak memory of a training step, with it and without."""
+
+import concurrent.futures
+import dataclasses
+import math
+import multiprocessing
+import resource
+import sys
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from resnet.reversible.gate import Tensors, ordinary_backprop
+
+MB = 1e6  # bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryReport:
+  """Memory of a training step's forward and backward pass, in bytes.
+
+  Attributes:
+    reversible: of the model as it is.
+    ordinary: of the model, every activation stored.
+    weights: the model's variables, which take their memory either way.
+    measure: what the first two are.
+  """
+
+  reversible: int
+  ordinary: int
+  weights: int
+  measure: str
+
+  def __str__(self) -> str:
+    return (
+      f"training step, {self.measure}:\n"
+      f"  reversible {self.reversible / MB:10.1f} MB\n"
+      f"  ordinary   {self.ordinary / MB:10.1f} MB\n"
+      f"  weights    {self.weights / MB:10.1f} MB, in neither"
+    )
+
+
+def memory_report(model: keras.layers.Layer, inputs: Tensors, **arguments: Any) -> MemoryReport:
+  """What a training step of `model` takes, as it is and by ordinary backpropagation.
+
+      print(memory_report(model, images))
+
+  The step is `model(inputs, training=True, **arguments)`, the mean square of the outputs, and its gradients for
+  all weights, without an optimizer. The model is left as it is.
+
+  On a GPU it runs here, and the figures are the most memory that TensorFlow's allocator had handed out at once
+  during the step, above what it had before. On a CPU each figure is from a process of its own: by how much the
+  whole batch raises the peak of its resident memory, after a step of a single example. What building the graph
+  took is used again, so that small figures come out too small: those below some 50 MB say little.
+
+  Args:
+    model: any Keras layer or model with `ReversibleChain`s or `Recompute`s in it, or RevNet. On a CPU it is
+      saved and loaded: classes of your own need `keras.saving.register_keras_serializable`, and a script needs
+      `if __name__ == "__main__":` around what it runs.
+    inputs: a batch, a tensor or a structure of them, of at least two examples.
+    **arguments: of the call.
+
+  Raises:
+    ValueError: nothing in the model is trained; the batch is too small; another process cannot load the model.
+  """
+  batch = tf.nest.flatten(inputs)[0].shape[0]
+  if batch < 2:
+    raise ValueError(f"memory_report needs a batch of at least 2 examples, got {batch}")
+  model(inputs, **arguments)  # Builds it.
+  if not model.trainable_variables:
+    raise ValueError(f"memory_report needs a model with trainable variables, {model.name!r} has none")
+  weights = sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in model.variables)
+  gpus = tf.config.list_logical_devices("GPU")
+  if gpus:
+    before = [tf.convert_to_tensor(variable.value) for variable in model.non_trainable_variables]
+    found = [_peak_on_gpu(gpus[0].name, model, inputs, arguments, ordinary) for ordinary in (False, True)]
+    for variable, value in zip(model.non_trainable_variables, before, strict=True):
+      variable.assign(value)
+    measure = "peak of TensorFlow's allocator on the GPU above what it held before"
+  else:
+    given = tf.nest.map_structure(lambda x: x.numpy() if tf.is_tensor(x) else x, (inputs, arguments))
+    found = [_in_a_process(model, given[0], given[1], ordinary) for ordinary in (False, True)]
+    measure = "resident memory on the CPU beyond that of a step of one example, a process each"
+  return MemoryReport(found[0], found[1], weights, measure)
+
+
+def _peak_on_gpu(device, model, inputs, arguments, ordinary):
+  step = _traced(model, inputs, arguments, ordinary)
+  step(inputs, arguments)  # What is done once only, as choosing algorithms, may take more.
+  name = device.removeprefix("/device:")
+  tf.config.experimental.reset_memory_stats(name)
+  before = tf.config.experimental.get_memory_info(name)["current"]
+  step(inputs, arguments)
+  return tf.config.experimental.get_memory_info(name)["peak"] - before
+
+
+def _in_a_process(model, inputs, arguments, ordinary):
+  context = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+    try:
+      return pool.submit(_resident_growth, model, inputs, arguments, ordinary).result()
+    except (concurrent.futures.BrokenExecutor, TypeError, AttributeError) as error:
+      raise ValueError(
+        f"memory_report starts processes that load the model, and one could not ({error}); register classes of "
+        "your own by keras.saving.register_keras_serializable, in a file, and call it if __name__ == '__main__'"
+      ) from error
+
+
+def _resident_growth(model, inputs, arguments, ordinary):
+  """By how many bytes the whole batch raises the peak of this process, after a step of one example."""
+  batch = tf.nest.flatten(inputs)[0].shape[0]
+
+  def one(x):
+    return x[:1] if getattr(x, "shape", ()) and x.shape[0] == batch else x
+
+  peaks = []
+  for part in (tf.nest.map_structure(one, (inputs, arguments)), (inputs, arguments)):
+    part = tf.nest.map_structure(lambda x: tf.convert_to_tensor(x) if hasattr(x, "shape") else x, part)
+    step = _traced(model, *part, ordinary)
+    for _ in range(2):
+      step(*part)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peaks.append(peak if sys.platform == "darwin" else 1024 * peak)  # macOS counts bytes, Linux kilobytes.
+  return peaks[1] - peaks[0]
+
+
+def _traced(model, inputs, arguments, ordinary):
+  """The step as a graph: a function of the inputs and the arguments."""
+
+  @tf.function(autograph=False)
+  def step(inputs, arguments):
+    with tf.GradientTape() as tape:
+      outputs = tf.nest.flatten(model(inputs, training=True, **arguments))
+      loss = tf.add_n([tf.cast(tf.reduce_mean(tf.square(y)), tf.float32) for y in outputs])
+    gradients = tape.gradient(loss, model.trainable_variables)
+    return [tf.convert_to_tensor(gradient) for gradient in gradients if gradient is not None]
+
+  if not ordinary:
+    return step
+  with ordinary_backprop():
+    step.get_concrete_function(inputs, arguments)
+  return step
