@@ -1,0 +1,47 @@
+"""The examples, each in short: they learn what they claim to, and stay short."""
+
+import runpy
+
+import pytest
+from helpers import ROOT
+
+EXAMPLES = {path.stem: path for path in (ROOT / "examples").glob("*.py")}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_is_short(name):
+  assert len(EXAMPLES[name].read_text(encoding="utf-8").splitlines()) < 100
+
+
+def load(name):
+  return runpy.run_path(str(EXAMPLES[name]))
+
+
+def test_a_reversible_transformer_reads_digits():
+  assert load("reversible_transformer")["main"](units=1, width=32, epochs=3) > 0.6  # By chance: 0.1.
+
+
+def test_a_reversible_trunk_finds_the_ball():
+  score = load("segmentation_3d")["main"](units=1, channels=8, count=60, epochs=5)
+  assert score > 0.4  # By a threshold: 0.29.
+
+
+def test_a_flow_is_likelier_than_a_gaussian(tmp_path, capsys):
+  flow, gaussian = load("affine_flow")["main"](str(tmp_path / "moons.png"), units=3, width=32, steps=600)
+  assert flow > gaussian + 0.3
+  assert "truth -0.99" in capsys.readouterr().out
+  assert (tmp_path / "moons.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_a_momentum_network_tells_spirals_apart():
+  accuracy, error = load("momentum_resnet")["main"](units=10, epochs=15)
+  assert accuracy > 0.8  # By chance: 0.5.
+  assert 0 < error < 1e-4
+
+
+def test_an_exact_chain_rebuilds_every_bit():
+  measure = load("exact_chain")["measure"]
+  assert measure(3, "mixed_bfloat16", "unrolled", 14) == (1, 0, 0, 1)
+  same, *_, equal = measure(3, "float32", "unrolled", None)
+  assert same < 0.5
+  assert equal < 0.5
