@@ -60,7 +60,7 @@ def draw(chain: ReversibleChain, points: np.ndarray, samples: np.ndarray, output
   figure = Figure(figsize=(13, 3.4), layout="constrained")
   limits = {"xlim": (-2, 2), "ylim": (-1.4, 1.4), "aspect": "equal"}
   axes = figure.subplots(1, 3, sharey=True, subplot_kw=limits)
-  for axis, title, shown in zip(axes, ("data", "samples of the flow"), (points, samples)):
+  for axis, title, shown in zip(axes, ("points of the data", "samples of the flow"), (points, samples)):
     axis.plot(*shown.T, ".", markersize=1.5, alpha=0.5)
     axis.set_title(f"{len(shown):,} {title}")
   axes[2].pcolormesh(x, y, density.reshape(x.shape), cmap="magma", rasterized=True)

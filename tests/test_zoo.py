@@ -156,9 +156,7 @@ def test_synchronised_batch_norm_on_two_devices():
   assert np.any(found[0][4] != found[0][5])  # Replicas have parts of their own.
 
 
-@pytest.mark.parametrize(
-  "kind", ["dense", "convolution 3-D", "layer norm", "conditioned", "no weights", "frozen"]
-)
+@pytest.mark.parametrize("kind", ["dense", "convolution 3-D", "layer norm", "no weights", "frozen"])
 def test_what_is_stored_does_not_grow_with_the_units(kind):
   living = {}
   for units in (2, 5):
@@ -178,7 +176,7 @@ def test_what_is_stored_does_not_grow_with_the_units(kind):
     for chain.manual_gradients in (True, False):
       with tf.GradientTape() as tape:
         tape.watch(x)
-        y = chain(x, training=True, **tf.nest.map_structure(tf.constant, kind_of.arguments))
+        y = chain(x, training=True)
       gc.collect()
       living[units, chain.manual_gradients] = sum(reference() is not None for reference in outputs)
       assert tape.gradient(y, x)[0] is not None

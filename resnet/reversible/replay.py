@@ -138,7 +138,9 @@ class StatelessLayers:
 
   def state(self) -> list[tf.Tensor]:
     """The other variables, read: the variables themselves would change under the second run."""
-    return [tf.convert_to_tensor(variable.value) for variable in self.state_variables]
+    values = [tf.convert_to_tensor(variable.value) for variable in self.state_variables]
+    # Tapes of eager mode watch frozen weights, too, and would store what is computed from them.
+    return [tf.stop_gradient(value) for value in values] if tf.executing_eagerly() else values
 
   def run(
     self,
