@@ -10,7 +10,8 @@ from resnet.models.revnet_model import RevNet
 def get_model(config: Config) -> keras.Model:
   """A network of `config`, built: images [N, H, W, C] -> logits [N, num_classes], float32 both.
 
-  Its initial weights follow `keras.utils.set_random_seed`.
+  Its initial weights follow `keras.utils.set_random_seed`. The regularizers of its kernels are the weight decay
+  of `config`: under `compile` and `fit` it acts, and is part of the loss that is shown.
   """
   model = {"resnet": ResNet, "revnet": RevNet}[config.model_class](config)
   model.build((None, config.height, config.width, config.num_channel))

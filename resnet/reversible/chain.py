@@ -58,7 +58,8 @@ class ReversibleChain(keras.layers.Layer):
       updates are the same.
     form: of the manual gradients' graph. "unrolled" has ops for every unit. "while_loop" has those of one
       unit, in a `tf.while_loop` over the stacked weights of all: a graph of the same size whatever the
-      depth, for which the units' layers must be alike but for the values of their variables.
+      depth, for which the units' layers must be alike but for the values of their variables. Batch
+      normalisation that is synchronised over devices cannot be in a loop.
     coupling: how functions change streams, see coupling.py: `Additive()` by default, or a pair, one for the
       Fs and one for the Gs. Each function has one of its own, made after this.
     log_det: also return the logarithm of the determinant of the chain's Jacobian, for normalising flows.
@@ -77,7 +78,8 @@ class ReversibleChain(keras.layers.Layer):
     mask: Keras' mask of each stream, by default that which the streams carry; each function gets that of the
       stream that it takes.
     **kwargs: tensors, or structures of them (an attention mask, an embedding of time), for each F and G whose
-      `call` has an argument of the name. Their gradients are summed over the units.
+      `call` has an argument of the name. Their gradients are summed over the units. Other values can be given
+      if none is a tensor.
 
   Returns:
     (y1, y2), of the shapes of (x1, x2), float32 at least; with log_det (y1, y2, log|det dy/dx| [N]).

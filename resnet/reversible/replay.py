@@ -74,7 +74,7 @@ def replayed(
   Args:
     layer: that calls this, named in errors.
     first: inputs -> (y, kept), in TensorFlow's differentiable operations. `kept` is held until the backward
-      pass: a tensor or a structure of them.
+      pass: a tensor or a structure of them. State that the layer changes is best changed here.
     again: (kept, *inputs) -> (y, its gradient function), as `tf.custom_gradient` wants it.
     *inputs: tensors or variables that a gradient is wanted for.
     kind: "statistics" is for what is small beside an activation, and kept by all units; `again` may round
