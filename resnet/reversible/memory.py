@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import math
 import multiprocessing
+import pathlib
 import resource
 import sys
 from typing import Any
@@ -120,9 +121,16 @@ def _resident_growth(model, inputs, arguments, ordinary):
     step = _traced(model, *part, ordinary)
     for _ in range(2):
       step(*part)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peaks.append(peak if sys.platform == "darwin" else 1024 * peak)  # macOS counts bytes, Linux kilobytes.
+    peaks.append(_peak())
   return peaks[1] - peaks[0]
+
+
+def _peak() -> int:
+  """Bytes of resident memory that this process held at most so far."""
+  if sys.platform == "linux":  # Where ru_maxrss counts what the parent held when it started this process.
+    status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _traced(model, inputs, arguments, ordinary):
