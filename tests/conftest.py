@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -24,8 +25,10 @@ def run_script(tmp_path, monkeypatch, capsys):
 
   def run_in_process(script, *arguments):
     monkeypatch.setattr(sys, "argv", [script, *arguments])
+    handler = signal.getsignal(signal.SIGINT)
     with fresh_flags(), pytest.raises(SystemExit) as exit_info:
       runpy.run_path(str(ROOT / script), run_name="__main__")
+    signal.signal(signal.SIGINT, handler)
     return exit_info.value.code
 
   return run_in_process

@@ -48,6 +48,7 @@ def test_flags_choose_the_configuration(tmp_path):
 )
 def test_flags_that_contradict_the_experiment_are_refused(tmp_path, kwargs, message):
   Experiment.named("x", str(tmp_path / "r"), str(tmp_path / "l")).create(get_config("revnet-38"))
+  (tmp_path / "r/x/model.ckpt-1.index").touch()
   with pytest.raises(UserError, match=message):
     opened(tmp_path, **kwargs)
 

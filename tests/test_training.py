@@ -60,6 +60,11 @@ def steps(experiment, curve):
     return [int(row["step"]) for row in csv.DictReader(file)]
 
 
+def times(experiment):
+  """When each of its files was written last, except the lock's."""
+  return {path: path.stat().st_mtime_ns for path in experiment.folder.iterdir() if path.name != "lock"}
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
   return run(tmp_path_factory.mktemp("uninterrupted"), "a")
@@ -181,17 +186,17 @@ def test_a_network_that_rebuilds_nothing_is_not_monitored(tmp_path):
 
 def test_a_finished_run_only_evaluates(uninterrupted):
   experiment, accuracies = uninterrupted
-  before = {path: path.stat().st_mtime_ns for path in experiment.folder.iterdir()}
+  before = times(experiment)
   assert run(experiment.folder.parent.parent, "a", restore=True)[1] == accuracies
-  assert {path: path.stat().st_mtime_ns for path in experiment.folder.iterdir()} == before
+  assert times(experiment) == before
 
 
 def test_an_experiment_that_exists_is_not_overwritten(uninterrupted):
   experiment, _ = uninterrupted
-  before = {path: path.stat().st_mtime_ns for path in experiment.folder.iterdir()}
+  before = times(experiment)
   with pytest.raises(UserError, match="experiment a exists in .*continue it with --restore, or choose another"):
     run(experiment.folder.parent.parent, "a")
-  assert {path: path.stat().st_mtime_ns for path in experiment.folder.iterdir()} == before
+  assert times(experiment) == before
 
 
 def test_a_missing_damaged_or_foreign_checkpoint_is_one_clear_error(uninterrupted, tmp_path):
@@ -208,7 +213,7 @@ def test_a_missing_damaged_or_foreign_checkpoint_is_one_clear_error(uninterrupte
   data = experiment.folder / "model.ckpt-6.data-00000-of-00001"
   data.write_bytes(data.read_bytes()[:1000])
   with pytest.raises(UserError, match=r"model.ckpt-6 is not a checkpoint of this model, or is damaged"):
-    run(tmp_path, "b", restore=True)
+    Checkpoints(experiment.folder, *built(CONFIG)).restore(6)
 
 
 def test_ctrl_c_saves_and_says_how_to_continue(tmp_path, capsys):
@@ -243,7 +248,7 @@ def test_ctrl_c_saves_and_says_how_to_continue(tmp_path, capsys):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-  with pytest.raises(UserError, match="the loss is nan at step 2; training has diverged"):
+  with pytest.raises(UserError, match="diverged at step 2 with the learning rate 1e.30: the loss is nan"):
     run(tmp_path, "d", config=dataclasses.replace(CONFIG, base_learn_rate=1e30))
   assert not (tmp_path / "results" / "d" / "model.ckpt-2.index").exists()
 

@@ -68,10 +68,12 @@ def get_config_from_json(path: str | os.PathLike) -> Config:
 
 
 def save_config(config: Config, path: str | os.PathLike) -> None:
-  """Writes `config` as JSON, every field included."""
-  with open(path, "w", encoding="utf-8") as file:
+  """Writes `config` as JSON, every field included; the file is whole or not there."""
+  temporary = f"{os.fspath(path)}.tmp"
+  with open(temporary, "w", encoding="utf-8") as file:
     json.dump(dataclasses.asdict(config), file, indent=1)
     file.write("\n")
+  os.replace(temporary, path)
 
 
 def override_config(config: Config, overrides: Iterable[str]) -> Config:

@@ -74,8 +74,7 @@ def export_checkpoint(
   model = get_model(config)
   optimizer = make_optimizer(config, model)
   checkpoints = Checkpoints(experiment.folder, model, optimizer)
-  step = checkpoints.latest_step() if step is None else step
-  checkpoints.restore(step)
+  step = checkpoints.restore(step)
   with fresh_folder(pathlib.Path(output)) as folder:
     save_config(config, folder / experiment.config_file.name)
     if "tf1" in formats:

@@ -11,7 +11,7 @@ import dataclasses
 
 from absl import flags
 
-from resnet.configs import get_config, get_config_from_json, override_config, save_config
+from resnet.configs import get_config, get_config_from_json, override_config
 from resnet.configs.config import NUM_CLASSES, Config
 from resnet.models import get_model
 from resnet.training.checkpoint import Checkpoints
@@ -19,7 +19,7 @@ from resnet.training.optimizer import make_optimizer
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
 from resnet.utils.experiment import Experiment
-from resnet.utils.fresh_folder import fresh_folder
+from resnet.utils.experiment_lock import locked
 from resnet.utils.tf1_checkpoint import load_tf1_checkpoint
 
 FLAGS = flags.FLAGS
@@ -55,7 +55,7 @@ def import_checkpoint(checkpoint: str | os.PathLike, experiment: Experiment, con
 
   Args:
     checkpoint: of the original code, as for `load_tf1_checkpoint`.
-    experiment: its folder must not exist. It is made whole, or not at all.
+    experiment: without checkpoints.
     config: of the checkpoint's network.
 
   Returns:
@@ -69,9 +69,9 @@ def import_checkpoint(checkpoint: str | os.PathLike, experiment: Experiment, con
   optimizer = make_optimizer(config, model)
   load_tf1_checkpoint(model, checkpoint, optimizer)
   step = int(optimizer.iterations.numpy())
-  with fresh_folder(experiment.folder) as folder:
-    save_config(config, folder / experiment.config_file.name)
-    Checkpoints(folder, model, optimizer).save(step)
+  with locked(experiment.folder):
+    experiment.create(config)
+    Checkpoints(experiment.folder, model, optimizer).save(step)
   return step
 
 

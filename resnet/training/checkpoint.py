@@ -1,15 +1,34 @@
 """Checkpoints of a run: weights, moving statistics, momentum and step, all of them kept."""
 
+import contextlib
+import os
 import pathlib
+import re
+import shutil
 import tempfile
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
+from absl import logging
 
 from resnet.training.optimizer import Momentum
 from resnet.utils.errors import UserError
 
 PREFIX = "model.ckpt"
+DATA_SUFFIX = ".data-00000-of-00001"
+
+
+class CheckpointError(UserError):
+  """A checkpoint is missing, damaged, or of another model."""
+
+
+class NotFiniteError(CheckpointError):
+  """What was to be saved, or was restored, has values that are infinite or not a number."""
+
+
+class SaveError(UserError):
+  """A checkpoint could not be written: the disk is full or read-only."""
 
 
 class Checkpoints:
@@ -19,12 +38,15 @@ class Checkpoints:
   changes of the code: model/{scope}/kernel and so on, momentum/{scope}/kernel for its accumulator, step;
   for a model of mixed_float16 loss_scale/value and loss_scale/finite_steps.
 
+  What the folder holds is the truth: a checkpoint is there when its files are. The index is moved there last.
+  The file `checkpoint` is written for `tf.train.latest_checkpoint` and never read.
+
   Args:
     folder: of the experiment.
     model: built.
     optimizer: built for the model, or None to restore the model alone.
-    writes: False for a process that takes part in saving, as all must whose replicas hold parts of the
-      moving statistics, but is not the one to leave a file.
+    writes: False for a process that leaves no file. It must save all the same if its replicas hold parts of the
+      moving statistics.
   """
 
   def __init__(
@@ -38,58 +60,145 @@ class Checkpoints:
       return variable.path.removeprefix(f"{model.name}/")
 
     parts = {"model": {name(variable): variable for variable in model.variables}}
+    checked = [*model.variables]
     if optimizer is not None:
       trained = map(name, model.trainable_variables)
       parts["momentum"] = dict(zip(trained, optimizer.accumulators, strict=True))
       parts["step"] = optimizer.iterations
+      checked += optimizer.accumulators
       if optimizer.scales_loss:
         parts["loss_scale"] = {"value": optimizer.loss_scale, "finite_steps": optimizer.finite_steps}
     self._complete = optimizer is not None
     self._folder = folder
     self._writes = writes
     self._checkpoint = tf.train.Checkpoint(**parts)
+    self._checkpoint.save_counter  # noqa: B018  # Made here: what is written has it, what is read must.
+    self._checked = [v for v in checked if tf.as_dtype(v.dtype).is_floating]
 
   def save(self, step: int) -> None:
-    """Writes model.ckpt-{step}. The folder's file `checkpoint` lists it only when it is complete."""
+    """Writes model.ckpt-{step}, whole or not at all.
+
+    Raises:
+      NotFiniteError: a value is not finite; nothing is written.
+      SaveError: the disk is full or read-only; nothing is left behind.
+    """
+    self._require_finite(f"step {step}")
     if not self._writes:
       with tempfile.TemporaryDirectory() as folder:
         self._checkpoint.write(f"{folder}/{PREFIX}")
       return
-    manager = tf.train.CheckpointManager(
-      self._checkpoint, str(self._folder), max_to_keep=None, checkpoint_name=PREFIX
-    )
-    manager.save(checkpoint_number=step)
+    writing = self._folder / "writing"
+    name = f"{PREFIX}-{step}"
+    try:
+      _remove(writing)
+      writing.mkdir()
+      self._checkpoint.write(str(writing / name))
+      for suffix in (DATA_SUFFIX, ".index"):
+        with open(writing / f"{name}{suffix}", "rb") as file:
+          os.fsync(file.fileno())
+        os.replace(writing / f"{name}{suffix}", self._folder / f"{name}{suffix}")
+      self._write_list(step)
+    except (OSError, tf.errors.OpError) as error:
+      raise SaveError(f"cannot write {self._folder / name}: {_reason(error)}") from error
+    finally:
+      _remove(writing)
 
   def steps(self) -> list[int]:
-    """The steps of the checkpoints that are complete, the newest last."""
-    state = tf.train.get_checkpoint_state(str(self._folder))
-    return [int(path.rpartition("-")[2]) for path in state.all_model_checkpoint_paths] if state else []
+    """The steps of the checkpoints in the folder, the newest last."""
+    names = {path.name for path in self._folder.iterdir()} if self._folder.is_dir() else set()
+    found = (re.fullmatch(rf"{re.escape(PREFIX)}-(\d{{1,18}})\.index", name) for name in names)
+    return sorted(int(m[1]) for m in found if m and m[0].removesuffix(".index") + DATA_SUFFIX in names)
 
-  def latest_step(self) -> int:
-    """The step of the newest checkpoint.
+  def restore(self, step: int | None = None) -> int:
+    """Reads the checkpoint of `step`, or the newest that is whole, with a warning for those passed over.
 
-    Raises:
-      UserError: there is none.
-    """
-    steps = self.steps()
-    if not steps:
-      raise UserError(f"no checkpoint in {self._folder}")
-    return steps[-1]
-
-  def restore(self, step: int) -> None:
-    """Reads the checkpoint of `step`.
+    Returns:
+      The step.
 
     Raises:
-      UserError: there is none, it is damaged, or it is of another model.
+      CheckpointError: there is none, or it is damaged, or of another model.
     """
+    if step is not None:
+      self._restore(step)
+      return step
+    problems: list[CheckpointError] = []
+    for candidate in reversed(self.steps()):
+      try:
+        self._restore(candidate)
+      except CheckpointError as error:
+        problems.append(error)
+        continue
+      for problem in problems:
+        logging.warning("passed over: %s", problem)
+      return candidate
+    raise problems[0] if problems else CheckpointError(f"no checkpoint in {self._folder}")
+
+  def remove(self, step: int) -> None:
+    """Removes the checkpoint of `step`."""
+    if self._writes:
+      for suffix in (".index", DATA_SUFFIX):
+        _remove(self._folder / f"{PREFIX}-{step}{suffix}")
+      with contextlib.suppress(OSError):
+        self._write_list(max(self.steps(), default=None))
+
+  def remove_leftovers(self) -> None:
+    """Removes what a process that was killed while it saved has left. For the one that holds the lock."""
+    for pattern in ("writing", f"{PREFIX}-*_temp", f"{PREFIX}-*.tempstate*", "*.tmp"):
+      for path in self._folder.glob(pattern):
+        _remove(path)
+
+  def _write_list(self, newest: int | None) -> None:
+    names = [f"{PREFIX}-{step}" for step in self.steps()]
+    lines = [f'all_model_checkpoint_paths: "{name}"\n' for name in names]
+    if newest is not None:
+      lines.insert(0, f'model_checkpoint_path: "{PREFIX}-{newest}"\n')
+    temporary = self._folder / "checkpoint.tmp"
+    temporary.write_text("".join(lines), encoding="utf-8")
+    os.replace(temporary, self._folder / "checkpoint")
+
+  def _restore(self, step: int) -> None:
     path = self._folder / f"{PREFIX}-{step}"
     if step not in self.steps():
-      raise UserError(f"no checkpoint {path}; there are those of the steps {self.steps()}")
+      raise CheckpointError(f"no checkpoint {path}; there are those of the steps {self.steps()}")
     try:
-      status = self._checkpoint.restore(str(path))
-      status.assert_existing_objects_matched()
-      if self._complete:
-        status.assert_consumed()
-    except (AssertionError, ValueError, IndexError, tf.errors.OpError) as error:
-      reason = str(error).strip().splitlines()[0]
-      raise UserError(f"{path} is not a checkpoint of this model, or is damaged: {reason}") from error
+      with _plain_path(self._folder) as folder:
+        status = self._checkpoint.restore(f"{folder}/{PREFIX}-{step}")
+        status.assert_existing_objects_matched()
+        if self._complete:
+          status.assert_consumed()
+        else:
+          status.expect_partial()  # Momentum is not missed.
+    except (AssertionError, ValueError, IndexError, OSError, tf.errors.OpError) as error:
+      raise CheckpointError(
+        f"{path} is not a checkpoint of this model, or is damaged: {_reason(error)}"
+      ) from error
+    self._require_finite(str(path))
+
+  def _require_finite(self, what: str) -> None:
+    """One reduction for each variable, on its device; of replicas' own values their mean, as it is saved."""
+    for variable in self._checked:
+      try:
+        tf.debugging.check_numerics(variable.value, "")
+      except tf.errors.InvalidArgumentError as error:
+        raise NotFiniteError(f"{what}: {variable.path} has values that are not finite") from error
+
+
+@contextlib.contextmanager
+def _plain_path(folder: pathlib.Path) -> Iterator[str]:
+  """A name of `folder` without [, ], * and so on, which TensorFlow would take for a pattern of names."""
+  with tempfile.TemporaryDirectory() as scratch:
+    link = os.path.join(scratch, "folder")
+    os.symlink(folder.resolve(), link)
+    yield link
+
+
+def _remove(path: pathlib.Path) -> None:
+  if path.is_dir() and not path.is_symlink():
+    shutil.rmtree(path, ignore_errors=True)
+  else:
+    with contextlib.suppress(OSError):
+      path.unlink()
+
+
+def _reason(error: Exception) -> str:
+  return (str(error).strip() or repr(error)).splitlines()[0]

@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import tensorflow as tf
+from absl import logging
 
 from resnet.configs.config import Config
 from resnet.data.get_dataset import Dataset
 from resnet.models import get_model
-from resnet.training.checkpoint import Checkpoints
+from resnet.training.checkpoint import CheckpointError, Checkpoints
 from resnet.utils.experiment import Experiment
 from resnet.utils.experiment_logger import ExperimentLogger
 
@@ -84,7 +85,7 @@ def evaluate_checkpoints(
   logger = ExperimentLogger(experiment.logs_folder)
 
   def measure(step):
-    checkpoints.restore(step)
+    step = checkpoints.restore(step)
     for curve, (dataset, num_batches) in data.items():
       with dataset.data_errors():
         top1, top5 = evaluate(dataset.evaluation_batches(num_batches))
@@ -93,12 +94,18 @@ def evaluate_checkpoints(
       print(f"step {step}: {curve} top-1 {100 * top1:.3f} %, top-5 {100 * top5:.3f} %", flush=True)
 
   if not watch:
-    measure(checkpoints.latest_step() if step is None else step)
+    measure(step)
     return
-  done = logger.steps("valid_acc")
+  done, damaged = logger.steps("valid_acc"), set()
   while True:
     for new in sorted(set(checkpoints.steps()) - done):
-      measure(new)
+      try:
+        measure(new)
+      except CheckpointError as error:
+        if new not in damaged:  # Perhaps it is still being copied here: it has another chance.
+          damaged.add(new)
+          continue
+        logging.warning("passed over: %s", error)
       done.add(new)
     if max(done, default=0) >= config.max_train_iter:
       return

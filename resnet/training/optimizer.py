@@ -10,6 +10,7 @@ from resnet.training.lr_schedule import learning_rate_schedule
 
 INITIAL_LOSS_SCALE = 2.0**15
 STEPS_TO_DOUBLE = 2000
+LEAST_LOSS_SCALE = 1.0
 
 
 @keras.saving.register_keras_serializable("resnet")
@@ -24,10 +25,10 @@ class Momentum(keras.optimizers.Optimizer):
     momentum: in [0, 1).
     scales_loss: for gradients computed in float16, whose small values would be lost: `loss_scale` is what
       their backward pass starts from, and what they are divided by before they are handed to `apply`. Where
-      one of them is not finite the scale is halved, after 2,000 steps without it is doubled, and a step in
-      which it happens to any replica is counted, but changes no weight (Micikevicius et al. 2018, "Mixed
-      Precision Training"). Each replica has a scale of its own. `keras.optimizers.LossScaleOptimizer`
-      looks at the gradients of the first replica alone.
+      one of them is not finite the scale is halved (down to 1), after 2,000 steps without it is doubled, and a
+      step in which it happens to any replica is counted, but changes no weight (Micikevicius et al. 2018,
+      "Mixed Precision Training"). Each replica has a scale of its own.
+      `keras.optimizers.LossScaleOptimizer` looks at the gradients of the first replica alone.
   """
 
   def __init__(
@@ -61,8 +62,15 @@ class Momentum(keras.optimizers.Optimizer):
     steps = tf.where(finite, self.finite_steps + 1, 0.0)
     doubles = tf.equal(steps, STEPS_TO_DOUBLE)
     self.finite_steps.assign(tf.where(doubles, 0.0, steps))
-    self.loss_scale.assign(self.loss_scale * tf.where(doubles, 2.0, tf.where(finite, 1.0, 0.5)))
+    scale = self.loss_scale * tf.where(doubles, 2.0, tf.where(finite, 1.0, 0.5))
+    self.loss_scale.assign(tf.maximum(scale, LEAST_LOSS_SCALE))
     return [tf.where(finite, gradient, math.nan) for gradient in gradients]
+
+  def overflows_always(self) -> bool:
+    """Whether the last step overflowed although its loss was not scaled up."""
+    if not self.scales_loss:
+      return False
+    return float(self.loss_scale.value) <= LEAST_LOSS_SCALE and float(self.finite_steps.value) == 0
 
   def update_step(self, gradient, variable, learning_rate):
     rate, momentum = (tf.cast(value, variable.dtype) for value in (learning_rate, self.momentum))

@@ -1,5 +1,6 @@
 """The story of a training run."""
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from absl import logging
 from resnet.configs.config import Config
 from resnet.data.get_dataset import Dataset
 from resnet.models import RevNet, get_model
-from resnet.training.checkpoint import Checkpoints
+from resnet.training.checkpoint import PREFIX, Checkpoints, NotFiniteError, SaveError
 from resnet.training.evaluate import make_evaluate
 from resnet.training.lr_schedule import learning_rate_schedule
 from resnet.training.optimizer import Momentum, make_optimizer
@@ -20,6 +21,7 @@ from resnet.training.step import averaged_over_passes
 from resnet.training.strategy import is_chief, lost_worker_errors, num_workers
 from resnet.utils.errors import UserError
 from resnet.utils.experiment import Experiment
+from resnet.utils.experiment_lock import locked
 from resnet.utils.experiment_logger import ExperimentLogger
 from resnet.utils.interrupt import deferred_signals
 
@@ -59,9 +61,12 @@ def train(
     The final accuracy, in [0, 1], for each curve of evaluation_data.
 
   Raises:
-    UserError: the experiment exists (or does not, with `restore`), the batch cannot be split, data is
-      damaged, the loss is not finite, or another machine is lost.
+    UserError: the experiment has checkpoints (or none, with `restore`), another process writes to it, the batch
+      cannot be split, data is damaged, training has diverged, or another machine is lost.
     SystemExit: Ctrl-C or SIGTERM came; the checkpoint has been written.
+
+  A checkpoint that cannot be written is a warning, and the next save tries again. If the last one fails, that
+  is the UserError. Curves that cannot be written are a warning.
   """
   per_replica = config.batch_size // strategy.num_replicas_in_sync
   if num_pass < 1 or per_replica % num_pass:
@@ -74,53 +79,139 @@ def train(
     model = get_model(config)
     optimizer = make_optimizer(config, model)
   checkpoints = Checkpoints(experiment.folder, model, optimizer, writes=chief)
-  if restore:
-    checkpoints.restore(checkpoints.latest_step())
-  elif chief:
-    experiment.create(config)
-  logger = ExperimentLogger(experiment.logs_folder if chief else None)
-  start = int(optimizer.iterations.numpy())
-  stop = config.max_train_iter if max_num_steps < 0 else min(config.max_train_iter, start + max_num_steps)
-  if chief:
-    _describe(config, experiment, strategy, model, start, stop)
+  with locked(experiment.folder) if chief else contextlib.nullcontext():
+    if chief:
+      checkpoints.remove_leftovers()
+    if restore:
+      checkpoints.restore()
+    elif chief:
+      experiment.create(config)
+      experiment.make_logs_folder()
+    start = int(optimizer.iterations.numpy())
+    logger = ExperimentLogger(experiment.logs_folder if chief else None, start)
+    stop = config.max_train_iter if max_num_steps < 0 else min(config.max_train_iter, start + max_num_steps)
+    if chief:
+      _describe(config, experiment, strategy, model, start, stop)
 
-  train_step = make_train_step(model, optimizer, strategy, num_pass, jit)
-  evaluate = make_evaluate(model, strategy)
-  reconstruction_errors = None
-  if monitors_reconstruction:
-    images, _ = next(iter(train_data.evaluation_batches(1)))
-    reconstruction_errors = make_reconstruction_monitor(model, strategy, images)
-  deferred = deferred_signals(
-    enabled=num_workers(strategy) == 1
-  )  # Stopping one process alone blocks the others.
-  with deferred as signal_received, train_data.data_errors(), lost_worker_errors():
-    batches = iter(distribute(train_data, strategy, config, start))
-    for step, bar in _steps(start, stop, config.name, chief):
-      loss = train_step(batches)
-      shown = bar.update()
-      logs, validates, saves = (
-        step == 1 or step % every == 0 for every in (config.disp_iter, config.valid_iter, config.save_iter)
+    train_step = make_train_step(model, optimizer, strategy, num_pass, jit)
+    evaluate = make_evaluate(model, strategy)
+    saver = _Saver(checkpoints, config, experiment, start if restore else None)
+    reconstruction_errors = None
+    if monitors_reconstruction:
+      images, _ = next(iter(train_data.evaluation_batches(1)))
+      reconstruction_errors = make_reconstruction_monitor(model, strategy, images)
+    # Stopping one process of several alone blocks the others.
+    deferred = deferred_signals(enabled=num_workers(strategy) == 1)
+    step = start
+    with deferred as signal_received, train_data.data_errors(), lost_worker_errors():
+      batches = iter(distribute(train_data, strategy, config, start))
+      for step, bar in _steps(start, stop, config.name, chief):
+        loss = train_step(batches)
+        shown = bar.update()
+        logs, validates, saves = (
+          step == 1 or step % every == 0 for every in (config.disp_iter, config.valid_iter, config.save_iter)
+        )
+        if shown or logs or saves or step == stop or saver.wants_loss(step):  # It waits for the device.
+          value = float(loss)
+          saver.check(step, value, optimizer)
+          bar.set_postfix_str(
+            f"loss={value:.3f}, {_images_per_second(bar, config):.0f} images/s", refresh=False
+          )
+        if logs:
+          logger.log("train_ce", step, ce=value)
+          if reconstruction_errors:
+            _log_reconstruction(logger, step, reconstruction_errors(), config.grid_bits)
+        if validates:
+          for curve, dataset in evaluation_data.items():
+            logger.log(curve, step, acc=evaluate(dataset)[0])
+        interrupted = signal_received()
+        if saves or interrupted or step == stop:
+          saver.save(step)
+          logger.log("learn_rate", step, lr=_learning_rate(config, step))
+        if interrupted:
+          break
+    if saver.failure:
+      raise saver.failure
+    if number := signal_received():  # Perhaps one that came while the last checkpoint was written.
+      print(f"stopped at step {step}; continue with --restore --id {experiment.id}")
+      raise SystemExit(128 + number)
+    with lost_worker_errors():
+      return {curve: evaluate(dataset)[0] for curve, dataset in evaluation_data.items()}
+
+
+class _Saver:
+  """Saves a run's checkpoints, and says what to do when it has diverged.
+
+  A loss depends on the weights and the batch alone, not on the learning rate. So a checkpoint after which the
+  loss is not finite is of no use, whatever the rate: it is removed.
+
+  Args:
+    checkpoints, config, experiment: of the run.
+    restored: the step that the run continues from; None for a new one.
+  """
+
+  def __init__(self, checkpoints: Checkpoints, config: Config, experiment: Experiment, restored: int | None):
+    self._checkpoints = checkpoints
+    self._config = config
+    self._experiment = experiment
+    self._restored = restored
+    self._saved: int | None = None
+    self.failure: SaveError | None = None  # of the latest save
+
+  def wants_loss(self, step: int) -> bool:
+    """Whether the loss of `step` says if a checkpoint is any good."""
+    return step - 1 in (self._saved, self._restored)
+
+  def check(self, step: int, loss: float, optimizer: Momentum) -> None:
+    """Raises a UserError if the run has diverged."""
+    if optimizer.overflows_always():
+      raise self._diverged(step, "gradients overflow float16 at a loss scale of 1")
+    if math.isfinite(loss):
+      return
+    if step - 1 == self._restored:
+      bad = self._experiment.folder / f"{PREFIX}-{self._restored}"
+      raise UserError(
+        f"the loss of the first step from {bad} is {loss}, whatever the learning rate; delete {bad}.* to "
+        "continue from the checkpoint before it"
       )
-      if shown or logs or saves or step == stop:  # Reading the loss waits for the device.
-        value = _finite(float(loss), step)
-        rate = (bar.format_dict["rate"] or 0) * config.batch_size
-        bar.set_postfix_str(f"loss={value:.3f}, {rate:.0f} images/s", refresh=False)
-      if logs:
-        logger.log("train_ce", step, ce=value)
-        if reconstruction_errors:
-          _log_reconstruction(logger, step, reconstruction_errors(), config.grid_bits)
-      if validates:
-        for curve, dataset in evaluation_data.items():
-          logger.log(curve, step, acc=evaluate(dataset)[0])
-      interrupted = signal_received()
-      if saves or interrupted or step == stop:
-        checkpoints.save(step)
-        logger.log("learn_rate", step, lr=float(learning_rate_schedule(config)(step - 1)))
-      if interrupted:
-        bar.close()
-        print(f"stopped at step {step}; continue with --restore --id {experiment.id}")
-        raise SystemExit(128 + interrupted)
-    return {curve: evaluate(dataset)[0] for curve, dataset in evaluation_data.items()}
+    if step - 1 == self._saved:
+      self._checkpoints.remove(step - 1)
+    raise self._diverged(step, f"the loss is {loss}")
+
+  def save(self, step: int) -> None:
+    """Saves, or warns that it could not.
+
+    Raises:
+      UserError: the run has diverged.
+    """
+    try:
+      self._checkpoints.save(step)
+    except NotFiniteError as error:
+      raise self._diverged(step, str(error)) from error
+    except SaveError as error:
+      self.failure = error
+      logging.warning("%s; training goes on, and the next save is tried", error)
+    else:
+      self.failure = None
+      self._saved = step
+
+  def _diverged(self, step: int, reason: str) -> UserError:
+    config = self._config
+    rate = _learning_rate(config, step)
+    lower = [f"{min(rate / 10, 0.01):g}" for rate in (config.base_learn_rate, *config.lr_list)]
+    overrides = f"--override base_learn_rate={lower[0]}"
+    if lower[1:]:
+      overrides += f" --override lr_list={','.join(lower[1:])}"
+    steps = self._checkpoints.steps()
+    what_next = (
+      f"continue from the newest checkpoint, that of step {steps[-1]}, with --restore"
+      if steps
+      else "there is no checkpoint to go back to; start again with"
+    )
+    return UserError(
+      f"training has diverged at step {step} with the learning rate {rate:g}: {reason}. Lower the rate and "
+      f"{what_next} --id {self._experiment.id} {overrides}"
+    )
 
 
 def make_train_step(
@@ -146,7 +237,15 @@ def make_train_step(
   def replica_step(images, labels):
     compute = tf.function(averaged_over_passes, jit_compile=True) if jit else averaged_over_passes
     loss_scale = None if optimizer.loss_scale is None else tf.convert_to_tensor(optimizer.loss_scale)
+    state = model.non_trainable_variables
+    before = [tf.convert_to_tensor(variable.value) for variable in state] if optimizer.scales_loss else []
     loss, gradients = compute(model, images, labels, num_pass, loss_scale)
+    if optimizer.scales_loss:  # The optimizer skips a step that overflows on any replica; so do the statistics.
+      bad = tf.reduce_any([tf.reduce_any(~tf.math.is_finite(gradient)) for gradient in gradients])
+      context = tf.distribute.get_replica_context()
+      skipped = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(bad, tf.float32)) > 0
+      for variable, value in zip(state, before, strict=True):
+        variable.assign(tf.where(skipped, value, variable.value))
     if replicas > 1:  # The optimizer sums over the replicas.
       gradients = [gradient / replicas for gradient in gradients]
     optimizer.apply(gradients, model.trainable_variables)
@@ -216,13 +315,15 @@ def _steps(start: int, stop: int, name: str, chief: bool) -> Iterator[tuple[int,
       yield step, bar
 
 
-def _finite(loss: float, step: int) -> float:
-  if not math.isfinite(loss):
-    raise UserError(
-      f"the loss is {loss} at step {step}; training has diverged. Continue from the newest checkpoint with "
-      "--restore and a lower rate, e.g. --override base_learn_rate=0.01"
-    )
-  return loss
+def _learning_rate(config: Config, step: int) -> float:
+  """The rate of the update that is the `step`-th, counted from 1."""
+  return float(learning_rate_schedule(config)(step - 1))
+
+
+def _images_per_second(bar: tqdm.tqdm, config: Config) -> float:
+  state = bar.format_dict
+  rate = state["rate"] or (state["n"] - state["initial"]) / max(state["elapsed"], 1e-9)
+  return rate * config.batch_size
 
 
 def _describe(config, experiment, strategy, model, start, stop):

@@ -3,8 +3,10 @@
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
+import tensorflow as tf
 from absl import app, flags, logging
 
 from resnet.utils.errors import UserError
@@ -46,8 +48,9 @@ def define_training_flags(models: str, results: str, num_gpu: int | None) -> Non
 def run(main: Callable[[], None]) -> None:
   """Parses the command line, then calls `main()`. Flags the script defines are set by then.
 
-  A UserError, or a mistake in the flags, is printed as one line on standard error; the exit status is
-  then 1.
+  A UserError, or a mistake in the flags, is printed as one line on standard error, and so is a file that cannot
+  be read or written and a memory that is too small; the exit status is then 1. Any other error is the
+  program's own fault, and keeps its traceback.
   """
   logging.set_verbosity(logging.WARNING)  # TensorFlow reports its routine at the level of info.
   try:
@@ -56,6 +59,16 @@ def run(main: Callable[[], None]) -> None:
     _fail(error)
   except KeyboardInterrupt:
     sys.exit(128 + signal.SIGINT)
+  except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+    reason = (str(error).strip() or "out of memory").splitlines()[0]
+    _fail(f"memory or disk is full; for memory, lower batch_size ({reason})")
+  except OSError as error:
+    if error.strerror is None:
+      raise
+    _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+  except Exception:
+    traceback.print_exc()
+    _fail("this is a fault of the program: please report it, with the lines above and the command")
 
 
 def _parse(argv: list[str]) -> list[str]:

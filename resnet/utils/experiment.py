@@ -1,14 +1,18 @@
 """An experiment: a run's id, and its folders in the results and the logs."""
 
+import contextlib
 import dataclasses
 import datetime
 import pathlib
 import random
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from resnet.configs import get_config, get_config_from_json, override_config, save_config
 from resnet.configs.config import NUM_CLASSES, Config
 from resnet.utils.errors import UserError
+
+MAX_ID_BYTES = 200  # Names of files may have 255.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +32,10 @@ class Experiment:
   @classmethod
   def named(cls, experiment_id: str, results: str, logs: str) -> "Experiment":
     """The experiment `experiment_id` under the folders `results` and `logs`; makes nothing."""
-    if experiment_id in ("", ".", "..") or "/" in experiment_id:
+    if experiment_id in ("", ".", "..") or "/" in experiment_id or not experiment_id.isprintable():
       raise UserError(f"--id must be the name of a folder, without '/', got {experiment_id!r}")
+    if len(experiment_id.encode()) > MAX_ID_BYTES:
+      raise UserError(f"--id must have at most {MAX_ID_BYTES} bytes, got {len(experiment_id.encode())}")
     return cls(experiment_id, pathlib.Path(results, experiment_id), pathlib.Path(logs, experiment_id))
 
   @property
@@ -47,30 +53,44 @@ class Experiment:
     return get_config_from_json(self.config_file)
 
   def require_new(self) -> None:
-    """Refuses to write over an experiment that is there.
+    """Refuses to write over an experiment with checkpoints; one that ended before its first may start anew.
 
     Raises:
-      UserError: it has results already.
+      UserError: it has checkpoints.
     """
-    if self.folder.exists():
+    if any(self.folder.glob("*.index")):
       raise UserError(
         f"experiment {self.id} exists in {self.folder.parent}; continue it with --restore, "
         "or choose another --id"
       )
 
   def create(self, config: Config) -> None:
-    """Makes its folders, of which that of the results must not exist, with `config` in it.
+    """Makes the folder of its results, with `config` in it. To be called with the folder locked.
 
     Raises:
-      UserError: it has results already, or the folders cannot be made.
+      UserError: it has checkpoints already, or the folder cannot be written to.
     """
     self.require_new()
-    try:
-      self.logs_folder.mkdir(parents=True, exist_ok=True)
-      self.folder.mkdir(parents=True)
+    with _write_errors(self.folder):
+      self.folder.mkdir(parents=True, exist_ok=True)
       save_config(config, self.config_file)
-    except OSError as error:
-      raise UserError(f"cannot write to {error.filename}: {error.strerror}") from error
+
+  def make_logs_folder(self) -> None:
+    """Makes the folder of its curves.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    with _write_errors(self.logs_folder):
+      self.logs_folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _write_errors(folder: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise UserError(f"cannot write to {error.filename or folder}: {error.strerror}") from error
 
 
 class TrainingFlags(Protocol):
@@ -118,7 +138,7 @@ def open_experiment(
       if given not in (None, saved):
         raise UserError(f"--{flag} is {given}, but experiment {flags.id} was started with {saved}")
   else:
-    config = get_config(flags.model or default_model)
+    config = get_config(default_model if flags.model is None else flags.model)
   fields: dict[str, Any] = {field: given for _, field, given in chosen[1:] if given is not None}
   if dataset is not None:
     fields["num_classes"] = NUM_CLASSES[dataset]

@@ -1,12 +1,16 @@
 """The curves of a run: CSV files, as the original code wrote them, and TensorBoard summaries."""
 
-import csv
+import contextlib
 import datetime
+import os
 import pathlib
+import re
 import shlex
 import sys
+from collections.abc import Iterator
 
 import tensorflow as tf
+from absl import logging
 
 # File name without .csv -> its title in the catalog.
 CURVES = {
@@ -26,21 +30,32 @@ class ExperimentLogger:
   Files: a CSV for each of CURVES with the columns step (updates done), time (ISO 8601) and its values;
   cmd.txt, the commands; catalog, the list of the others; TensorBoard's event files.
 
+  A file that cannot be written to is no reason to stop: there is one warning, and the point is lost.
+
   Args:
     folder: made if it is not there. None: nothing is written.
+    start: the step that a run starts from. Points of later steps, which it will write again, are moved from
+      each NAME.csv to NAME.csv.dropped. None leaves them, for one who writes points in any order.
   """
 
-  def __init__(self, folder: pathlib.Path | None):
+  def __init__(self, folder: pathlib.Path | None, start: int | None = None):
     self._folder = folder
+    self._has_warned = False
     if folder is None:
       return
-    folder.mkdir(parents=True, exist_ok=True)
-    self._writer = tf.summary.create_file_writer(str(folder))
-    with open(folder / "cmd.txt", "a", encoding="utf-8") as file:
-      file.write(shlex.join(sys.argv) + "\n")
-    catalog = ["filename,type,name", "cmd.txt,plain,Commands"]
-    catalog += [f"{name}.csv,csv,{title}" for name, title in CURVES.items()]
-    (folder / "catalog").write_text("\n".join(catalog) + "\n", encoding="utf-8")
+    with self._warning():
+      folder.mkdir(parents=True, exist_ok=True)
+      if start is not None:
+        for name in CURVES:
+          _drop_after(folder / f"{name}.csv", start)
+      with open(folder / "cmd.txt", "a", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(shlex.join(sys.argv) + "\n")
+      catalog = ["filename,type,name", "cmd.txt,plain,Commands"]
+      catalog += [f"{name}.csv,csv,{title}" for name, title in CURVES.items()]
+      (folder / "catalog").write_text("\n".join(catalog) + "\n", encoding="utf-8")
+    self._writer = None
+    with self._warning():
+      self._writer = tf.summary.create_file_writer(str(folder))
 
   def log(self, name: str, step: int, **values: float) -> None:
     """Appends a point to the curve `name`, one of CURVES.
@@ -52,25 +67,71 @@ class ExperimentLogger:
     """
     if self._folder is None:
       return
-    path = self._folder / f"{name}.csv"
-    with open(path, "a", encoding="utf-8") as file:
-      if not file.tell():
-        file.write(",".join(["step", "time", *values]) + "\n")
+    with self._warning():
       numbers = [f"{value:e}" for value in values.values()]
-      file.write(",".join([str(step), datetime.datetime.now().isoformat(), *numbers]) + "\n")
-    with self._writer.as_default():
-      for column, value in values.items():
-        tag = name if len(values) == 1 else f"{name}/{column}"
-        tf.summary.write(tag, tf.constant(value, tf.float32), step=step, metadata=_scalar_metadata())
-    self._writer.flush()
+      with open(self._folder / f"{name}.csv", "ab+") as file:
+        size = file.seek(0, os.SEEK_END)
+        lines = [] if size else [",".join(["step", "time", *values])]
+        if size:
+          file.seek(-1, os.SEEK_END)
+          if file.read(1) != b"\n":
+            lines.append("")  # A run that was killed has left half a line.
+        lines.append(",".join([str(step), datetime.datetime.now().isoformat(), *numbers]))
+        file.write(("\n".join(lines) + "\n").encode())
+    if self._writer is None:
+      return
+    with self._warning():
+      with self._writer.as_default():
+        for column, value in values.items():
+          tag = name if len(values) == 1 else f"{name}/{column}"
+          tf.summary.write(tag, tf.constant(value, tf.float32), step=step, metadata=_scalar_metadata())
+      self._writer.flush()
 
   def steps(self, name: str) -> set[int]:
-    """The steps of the points of the curve `name`."""
-    path = pathlib.Path(self._folder or "", f"{name}.csv")
-    if not path.exists():
+    """The steps of the points of the curve `name`; lines that are cut or damaged are no points."""
+    try:
+      lines = pathlib.Path(self._folder or "", f"{name}.csv").read_bytes().splitlines(keepends=True)
+    except OSError:
       return set()
-    with open(path, encoding="utf-8") as file:
-      return {int(row["step"]) for row in csv.DictReader(file)}
+    return {step for step in map(_step, lines) if step is not None}
+
+  @contextlib.contextmanager
+  def _warning(self) -> Iterator[None]:
+    try:
+      yield
+    except (OSError, tf.errors.OpError) as error:
+      if not self._has_warned:
+        self._has_warned = True
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        logging.warning("cannot write curves to %s: %s; training goes on without", self._folder, reason)
+
+
+def _step(line: bytes) -> int | None:
+  """The step of a line of a curve; None for the header, and for a line that is no whole point."""
+  match = re.fullmatch(rb"(\d{1,18}),[-:.T\d]+(,[-+.\w]+)+\r?\n", line)
+  return int(match[1]) if match else None
+
+
+def _drop_after(path: pathlib.Path, start: int) -> None:
+  """Keeps of a curve its header and the first point of each step up to `start`."""
+  if not path.exists():
+    return
+  header, *lines = path.read_bytes().splitlines(keepends=True) or [b""]
+  kept: dict[int, bytes] = {}
+  dropped = []
+  for line in lines:
+    step = _step(line)
+    if step is None or step > start or step in kept:
+      dropped.append(line)
+    else:
+      kept[step] = line
+  if not dropped:
+    return
+  with open(f"{path}.dropped", "ab") as file:
+    file.writelines(dropped)
+  temporary = path.with_suffix(".csv.tmp")
+  temporary.write_bytes(b"".join([header, *kept.values()]) if kept else b"")
+  os.replace(temporary, path)
 
 
 def _scalar_metadata():

@@ -1,0 +1,50 @@
+"""One writer for an experiment: a lock that ends with its process."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import pathlib
+import socket
+from collections.abc import Iterator
+
+from absl import logging
+
+from resnet.utils.errors import UserError
+
+FILE = "lock"
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+  """Holds the lock of `folder`, the file `lock` in it, whose text names host and process of its last holder.
+
+  The operating system gives the lock back when the process ends, however it ends; the file stays. Over NFS the
+  lock holds between machines where the server keeps locks; where a file system has none there is a warning.
+
+  Args:
+    folder: made if it is not there.
+
+  Raises:
+    UserError: another process holds it, or the folder cannot be written to.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / FILE, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
+  except OSError as error:
+    raise UserError(f"cannot write to {error.filename}: {error.strerror}") from error
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      file.seek(0)
+      holder = file.read().strip() or "another process"
+      raise UserError(f"{folder} is being written to by {holder}; wait for it to end, or end it") from error
+    except OSError as error:
+      if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        raise
+      logging.warning("%s: no locks on this file system; start one run of the experiment at a time", folder)
+    with contextlib.suppress(OSError):  # A full disk; the lock holds without the name.
+      file.truncate(0)
+      print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
+    yield
