@@ -43,7 +43,7 @@ def test_parsing():
   encoded, label, boxes = parse_classic(tf.constant(record))
   assert encoded.numpy() == b"bytes"
   assert label.numpy() == 16
-  assert label.dtype == tf.int32
+  assert label.dtype == tf.int64
   np.testing.assert_allclose(boxes, [[0.2, 0.1, 0.4, 0.3], [0.6, 0.5, 1, 0.7]], rtol=1e-6)
   assert boxes.numpy().max() <= 1
   assert parse_classic(tf.constant(classic_example(b"", 1)))[2].shape == (0, 4)

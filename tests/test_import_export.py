@@ -1,6 +1,7 @@
 """From a checkpoint of the original code to an experiment, and back."""
 
 import dataclasses
+import errno
 import filecmp
 import os
 import pathlib
@@ -137,17 +138,20 @@ def test_nothing_is_left_of_an_import_that_fails(tmp_path, make, message):
   assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_nothing_is_left_of_an_import_or_export_that_cannot_be_written(tmp_path, imported, monkeypatch):
+def test_an_import_or_export_that_cannot_be_written_may_be_tried_again(tmp_path, imported, monkeypatch):
   def fail(*_):
-    raise OSError("no space left")
+    raise OSError(errno.ENOSPC, "no space left")
 
-  monkeypatch.setattr(Checkpoints, "save", fail)
-  monkeypatch.setattr("resnet.tools.export_checkpoint.save_tf1_checkpoint", fail)
-  with pytest.raises(UserError, match=r"cannot write to .*no space left"):
-    import_checkpoint(FOLDER / CASE, experiment_in(tmp_path), case_config(CASE))
-  with pytest.raises(UserError, match=r"cannot write to .*no space left"):
-    export_checkpoint(imported, tmp_path / "exported")
-  assert not [file for file in tmp_path.rglob("*") if file != tmp_path / "results"]
+  with monkeypatch.context() as patched:
+    patched.setattr(tf.train.Checkpoint, "write", fail)
+    patched.setattr("resnet.tools.export_checkpoint.save_tf1_checkpoint", fail)
+    with pytest.raises(UserError, match=r"cannot write .*no space left"):
+      import_checkpoint(FOLDER / CASE, experiment_in(tmp_path), case_config(CASE))
+    with pytest.raises(UserError, match=r"cannot write to .*no space left"):
+      export_checkpoint(imported, tmp_path / "exported")
+  assert not (tmp_path / "exported").exists()
+  assert not [*tmp_path.rglob("model.ckpt*")]
+  assert import_checkpoint(FOLDER / CASE, experiment_in(tmp_path), case_config(CASE)) == 0
 
 
 def test_a_keras_file(exported):

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import reprlib
 import types
 import typing
 
@@ -19,6 +20,16 @@ DTYPES = ("float32", "mixed_bfloat16", "mixed_float16", "float64")
 # A bottleneck unit's 1x1, 3x3, 1x1 convolutions work at a quarter of its output width; the configured
 # filters are that quarter (He et al. 2016, "Identity Mappings in Deep Residual Networks").
 BOTTLENECK_FACTOR = 4
+
+# TensorFlow computes in 32 bits.
+MAX_INT = 2**31 - 1
+MAX_FLOAT = (2 - 2**-23) * 2.0**127
+_RANGES = {
+  int: f"a whole number, at most {MAX_INT}",
+  float: f"a number, at most {MAX_FLOAT:.2g}",
+  bool: "true or false",
+  str: "a word",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,17 +99,19 @@ def _checked(field: dataclasses.Field, value: object) -> object:
     item_type = typing.get_args(declared)[0]
     if isinstance(value, list | tuple) and all(_is_a(item_type, item) for item in value):
       return tuple(item_type(item) for item in value)
-    raise UserError(f"{field.name} must be a list of {item_type.__name__}, got {value!r}")
+    raise UserError(f"{field.name} must be a list, each of it {_RANGES[item_type]}, got {reprlib.repr(value)}")
   assert isinstance(declared, type)
   if not _is_a(declared, value):
-    raise UserError(f"{field.name} must be a {declared.__name__}, got {value!r}")
+    raise UserError(f"{field.name} must be {_RANGES[declared]}, got {reprlib.repr(value)}")
   return declared(value)
 
 
 def _is_a(declared: type, value: object) -> bool:
   if declared is float:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-  return isinstance(value, declared) and (declared is bool or not isinstance(value, bool))
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_FLOAT
+  if declared is int:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_INT
+  return isinstance(value, declared)
 
 
 def _check_choices(config: Config) -> None:

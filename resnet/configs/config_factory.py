@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import os
+import reprlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -47,7 +48,7 @@ def get_config_from_json(path: str | os.PathLike) -> Config:
       fields = json.load(file)
   except OSError as error:
     raise UserError(f"cannot read config {path}: {error.strerror}") from error
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f"config {path} is not JSON: {error}") from error
   if not isinstance(fields, dict):
     raise UserError(f"config {path} must be a JSON object of fields, got a {type(fields).__name__}")
@@ -120,8 +121,8 @@ def _parse(name: str, text: str, is_list: bool) -> object:
     text = f"[{text}]"
   try:
     return json.loads(text)
-  except ValueError as error:
-    raise UserError(f"override of {name} is not a JSON value: {text!r}") from error
+  except (ValueError, RecursionError) as error:
+    raise UserError(f"override of {name} is not a JSON value: {reprlib.repr(text)}") from error
 
 
 def _field_names() -> list[str]:

@@ -79,11 +79,13 @@ class RecordTracker:
     """What is wrong with a record; None if nothing is."""
     serialized = next(iter(tf.data.TFRecordDataset(path).skip(record)))
     try:
-      encoded, label, _ = self._files.parse(serialized)
+      encoded, label, boxes = self._files.parse(serialized)
     except tf.errors.InvalidArgumentError as error:
       return f"not an ImageNet example ({_first_line(error)})"
     if not 0 <= label < self._num_classes:
       return f"label {int(label) + 1} is out of range 1..{self._num_classes}"
+    if not bool(tf.reduce_all(tf.math.is_finite(boxes))):
+      return "a coordinate of a bounding box is not a number"
     try:
       tf.io.decode_jpeg(encoded, channels=3)
     except tf.errors.InvalidArgumentError as error:

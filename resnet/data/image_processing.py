@@ -163,7 +163,7 @@ def _vgg_crop(encoded: tf.Tensor, side: tf.Tensor, position: tf.Tensor, height: 
   end = tf.minimum(tf.cast(tf.math.ceil(last), tf.int32) + 2, size)
   source = _decode_window(encoded, lambda _: tf.concat([begin, end - begin], 0))
   origin = tf.cast(begin, tf.float32)
-  extent = tf.cast(end - begin - 1, tf.float32)
+  extent = tf.cast(tf.maximum(end - begin - 1, 1), tf.float32)  # 0 where the picture is one pixel high or wide.
   box = tf.concat([(first - origin) / extent, (last - origin) / extent], 0)
   image = tf.image.crop_and_resize(source[tf.newaxis], box[tf.newaxis], [0], crop_size)[0]
   return tf.ensure_shape(image, [height, width, 3]) - VGG_MEAN

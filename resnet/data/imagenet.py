@@ -100,6 +100,7 @@ class ImagenetDataset:
     if not 0 <= shard < num_shards:
       raise ValueError(f"shard must be in [0, {num_shards}), got {shard}")
     share = self._config.batch_size // num_shards
+    self._require_examples(num_shards, shard)
     epoch = skipped = 0
     if start_step:
       epoch, skipped = divmod(start_step * share, self._examples_of(num_shards, shard))
@@ -172,12 +173,17 @@ class ImagenetDataset:
 
   def _examples_of(self, num_shards: int, shard: int) -> int:
     if self._shard_by_file(num_shards):
-      examples = sum(self._files.counts[shard::num_shards])
+      return sum(self._files.counts[shard::num_shards])
+    return len(range(shard, self.num_examples, num_shards))
+
+  def _require_examples(self, num_shards: int, shard: int) -> None:
+    """Without any, the endless batches would be looked for endlessly. A file that is not empty has one."""
+    if self._shard_by_file(num_shards):
+      found = any(map(os.path.getsize, self._files.paths[shard::num_shards]))
     else:
-      examples = len(range(shard, self.num_examples, num_shards))
-    if not examples:
+      found = self._examples_of(num_shards, shard) > 0
+    if not found:
       raise UserError(f"{self._data_dir} has no {self._split} example for worker {shard} of {num_shards}")
-    return examples
 
   def _training_example(
     self, epoch: tf.Tensor, position: tf.Tensor, serialized: tf.Tensor

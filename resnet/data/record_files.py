@@ -24,7 +24,7 @@ from resnet.utils.errors import UserError
 HEADER_BYTES = 12
 _FOOTER_BYTES = 4
 
-# Maps a serialized record to its encoded picture (scalar string), label counted from 0 (scalar int32) and boxes
+# Maps a serialized record to its encoded picture (scalar string), label counted from 0 (scalar int64) and boxes
 # ([N, 4] float32: ymin, xmin, ymax, xmax in [0, 1]).
 Parser = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
 
@@ -62,11 +62,14 @@ def find_record_files(data_dir: str | os.PathLike, split: str) -> RecordFiles:
     raise UserError(f"no ImageNet in {folder}: there is no such folder; {wanted}")
   paths = _find_classic(folder, split)
   if paths:
-    return RecordFiles(paths, parse_classic)
-  prepared = _find_prepared(folder)
-  if prepared:
-    return _prepared_files(prepared, split)
-  raise UserError(f"no ImageNet {split} split in {folder}; {wanted}")
+    files = RecordFiles(paths, parse_classic)
+  elif prepared := _find_prepared(folder):
+    files = _prepared_files(prepared, split)
+  else:
+    raise UserError(f"no ImageNet {split} split in {folder}; {wanted}")
+  if not any(map(os.path.getsize, files.paths)):
+    raise UserError(f"the {split} record files in {folder} hold no example: all {len(files.paths)} are empty")
+  return files
 
 
 def parse_classic(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -82,7 +85,7 @@ def parse_classic(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tenso
   boxes = tf.stack([example[coordinate] for coordinate in coordinates], axis=-1)
   # Some annotations reach past the picture by a rounding error, which the crop sampler refuses.
   boxes = tf.clip_by_value(boxes, 0, 1)
-  return example["image/encoded"], tf.cast(example["image/class/label"], tf.int32) - 1, boxes
+  return example["image/encoded"], example["image/class/label"] - 1, boxes
 
 
 def count_records(path: str) -> int:
@@ -125,7 +128,12 @@ def _find_classic(folder: pathlib.Path, split: str) -> tuple[str, ...]:
       f"{folder} mixes {split} files of sets of {', '.join(map(str, sorted(totals)))}; keep one set only"
     )
   total = totals.pop()
-  missing = sorted(set(range(total)) - {int(match[1]) for match in matches})
+  numbers = {int(match[1]) for match in matches}
+  if max(numbers) >= total:
+    raise UserError(
+      f"{folder} has a record file {split}-{max(numbers):05d} of a set of {total}; keep one set only"
+    )
+  missing = sorted(set(range(total)) - numbers)
   if missing:
     names = ", ".join(f"{split}-{number:05d}-of-{total:05d}" for number in missing[:3])
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -160,7 +168,7 @@ def _prepared_files(folder: pathlib.Path, split: str) -> RecordFiles:
 
   def parse(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     example = builder.info.features.deserialize_example(serialized, decoders=decoders)
-    return example["image"], tf.cast(example["label"], tf.int32), tf.zeros([0, 4])
+    return example["image"], tf.cast(example["label"], tf.int64), tf.zeros([0, 4])
 
   files = RecordFiles(paths, parse)
   files.__dict__["counts"] = tuple(builder.info.splits[split].shard_lengths)

@@ -1,6 +1,7 @@
 """Bounding box annotations of ImageNet: a CSV table, or PASCAL VOC files in a folder or a tar file."""
 
 import csv
+import math
 import os
 import pathlib
 import tarfile
@@ -9,6 +10,7 @@ from typing import IO
 from xml.etree import ElementTree
 
 from resnet.utils.errors import UserError
+from resnet.utils.tar_files import DAMAGE, StrictTarInfo
 
 # xmin, ymin, xmax, ymax, relative to the picture's size, in [0, 1].
 Box = tuple[float, float, float, float]
@@ -30,7 +32,7 @@ def read_boxes(path: str | os.PathLike) -> dict[str, list[Box]]:
   try:
     if path.is_dir():
       found = _from_folder(path)
-    elif tarfile.is_tarfile(path):
+    elif _is_tar(path):
       found = _from_tar(path)
     else:
       found = _from_csv(path)
@@ -39,13 +41,34 @@ def read_boxes(path: str | os.PathLike) -> dict[str, list[Box]]:
       xmin, ymin, xmax, ymax = (min(max(coordinate, 0.0), 1.0) for coordinate in box)
       if xmin < xmax and ymin < ymax:
         boxes.setdefault(os.path.splitext(name)[0], []).append((xmin, ymin, xmax, ymax))
-  except tarfile.TarError as error:
-    raise UserError(f"{path} is no intact tar file: {error}") from error
+  except UserError:
+    raise
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+  except DAMAGE as error:
+    raise UserError(f"{path} is no intact tar file: {error}") from error
   if not boxes:
     raise UserError(f"no bounding boxes in {path}; expected a CSV file, or a folder or tar of XML files")
   return boxes
+
+
+def _is_tar(path: pathlib.Path) -> bool:
+  try:
+    return tarfile.is_tarfile(path)
+  except DAMAGE:  # A compressed file whose first block is damaged.
+    return True
+
+
+def _numbers(*coordinates: str) -> list[float]:
+  """The numbers.
+
+  Raises:
+    ValueError: one is none.
+  """
+  numbers = [float(coordinate) for coordinate in coordinates]
+  if any(map(math.isnan, numbers)):
+    raise ValueError("a coordinate is not a number")
+  return numbers
 
 
 def _from_csv(path: pathlib.Path) -> Iterator[tuple[str, Box]]:
@@ -54,8 +77,9 @@ def _from_csv(path: pathlib.Path) -> Iterator[tuple[str, Box]]:
       if not row:
         continue
       try:
-        name, xmin, ymin, xmax, ymax = row
-        yield name, (float(xmin), float(ymin), float(xmax), float(ymax))
+        name, *coordinates = row
+        xmin, ymin, xmax, ymax = _numbers(*coordinates)
+        yield name, (xmin, ymin, xmax, ymax)
       except ValueError as error:
         raise UserError(
           f"{path}, line {number}: expected filename,xmin,ymin,xmax,ymax; got {','.join(row)!r}"
@@ -72,7 +96,7 @@ def _from_folder(folder: pathlib.Path) -> Iterator[tuple[str, Box]]:
 
 
 def _from_tar(path: pathlib.Path) -> Iterator[tuple[str, Box]]:
-  with tarfile.open(path, "r|*") as tar:
+  with tarfile.open(path, "r|*", tarinfo=StrictTarInfo) as tar:
     for member in tar:
       file = tar.extractfile(member) if member.isfile() and member.name.endswith(".xml") else None
       if file:
@@ -84,9 +108,9 @@ def _from_xml(file: IO[bytes], name: str, shown: str) -> Iterator[tuple[str, Box
   """The boxes of one file, named by the file: the name inside it is wrong for some pictures."""
   try:
     root = ElementTree.parse(file).getroot()
-    width, height = (float(root.findtext(f"size/{side}", "")) for side in ("width", "height"))
+    width, height = _numbers(*(root.findtext(f"size/{side}", "") for side in ("width", "height")))
     for box in root.iterfind("object/bndbox"):
-      xmin, ymin, xmax, ymax = (float(box.findtext(key, "")) for key in ("xmin", "ymin", "xmax", "ymax"))
+      xmin, ymin, xmax, ymax = _numbers(*(box.findtext(key, "") for key in ("xmin", "ymin", "xmax", "ymax")))
       yield name, (xmin / width, ymin / height, xmax / width, ymax / height)
   except (ElementTree.ParseError, ValueError, ZeroDivisionError) as error:
     raise UserError(f"{shown} is no PASCAL VOC annotation: {error}") from error

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from resnet.utils.errors import UserError
+from resnet.utils.tar_files import DAMAGE, StrictTarInfo
 
 _EXTENSIONS = (".jpeg", ".jpg", ".png")
 
@@ -50,8 +51,8 @@ def list_pictures(source: str | os.PathLike) -> list[Picture]:
       pictures = sorted(_in_folder(source))
     else:
       with open(source, "rb") as file:
-        pictures = sorted(_in_tar(file, str(source), ""))
-  except tarfile.TarError as error:
+        pictures = sorted(_in_tar(file, str(source), "", os.fstat(file.fileno()).st_size))
+  except DAMAGE as error:
     raise UserError(f"{source} is no intact tar file: {error}") from error
   except OSError as error:
     raise UserError(f"cannot read {error.filename or source}: {error.strerror or error}") from error
@@ -83,10 +84,10 @@ def with_labels(pictures: list[Picture], labels_path: str) -> list[Picture]:
 def read_lines(path: str) -> list[str]:
   """The lines of a text file that are not blank, stripped."""
   try:
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
       return [line.strip() for line in file if line.strip()]
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+  except OSError as error:
+    raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _in_folder(folder: pathlib.Path) -> Iterator[Picture]:
@@ -94,25 +95,36 @@ def _in_folder(folder: pathlib.Path) -> Iterator[Picture]:
     if entry.is_dir():
       for file in os.scandir(entry.path):
         if _is_picture(file.name):
-          yield Picture(entry.name, file.name, file.path, 0, file.stat().st_size)
+          yield Picture(entry.name, file.name, file.path, 0, _size(file.path))
     elif entry.name.endswith(".tar"):
       with open(entry.path, "rb") as tar:
-        yield from _in_tar(tar, entry.path, entry.name.removesuffix(".tar"))
+        yield from _in_tar(tar, entry.path, entry.name.removesuffix(".tar"), os.fstat(tar.fileno()).st_size)
     elif _is_picture(entry.name):
-      yield Picture("", entry.name, entry.path, 0, entry.stat().st_size)
+      yield Picture("", entry.name, entry.path, 0, _size(entry.path))
 
 
-def _in_tar(file: BinaryIO, path: str, synset: str) -> Iterator[Picture]:
-  """Pictures of the tar at the file's position: the whole file or, recursively, a tar within it."""
-  with tarfile.TarFile(fileobj=file, mode="r") as tar:
+def _size(path: str) -> int:
+  """Of a picture file, bytes; 0 if it cannot be had, as of a broken link, which reading it then reports."""
+  try:
+    return os.stat(path).st_size
+  except OSError:
+    return 0
+
+
+def _in_tar(file: BinaryIO, path: str, synset: str, end: int) -> Iterator[Picture]:
+  """Pictures of the tar from the file's position to the byte `end`: the whole file or a tar within it."""
+  with tarfile.TarFile(fileobj=file, mode="r", tarinfo=StrictTarInfo) as tar:
     for member in tar:
+      if member.offset_data + member.size > end:
+        raise tarfile.ReadError(f"{member.name} goes on after the end of {synset or path}")
       if not member.isfile():
         continue
       folder, name = os.path.split(member.name)
       if name.endswith(".tar"):
         with open(path, "rb") as inner:
           inner.seek(member.offset_data)
-          yield from _in_tar(inner, path, name.removesuffix(".tar"))
+          inner_end = member.offset_data + member.size
+          yield from _in_tar(inner, path, name.removesuffix(".tar"), inner_end)
       elif _is_picture(name):
         yield Picture(
           synset or os.path.basename(folder).strip("."), name, path, member.offset_data, member.size

@@ -44,11 +44,15 @@ def write_shard(shard: Shard, boxes: dict[str, list[Box]]) -> tuple[int, list[st
         problems.append(f"{picture.name} ({picture.path}): {reason}")
         continue
       picture_boxes = boxes.get(os.path.splitext(picture.name)[0], [])
-      writer.write(_example(picture, label, text, encoded, height, width, picture_boxes).SerializeToString())
+      writer.write(
+        _example(picture, label, text, encoded, height, width, picture_boxes).SerializeToString(
+          deterministic=True
+        )
+      )
   if os.path.exists(shard.skipped_path):
     os.remove(shard.skipped_path)
   if problems:
-    with open(shard.skipped_path, "w", encoding="utf-8") as file:
+    with open(shard.skipped_path, "w", encoding="utf-8", errors="surrogateescape") as file:
       file.writelines(f"{problem}\n" for problem in problems)
   os.replace(temporary, shard.path)
   return len(shard.pictures), problems
@@ -95,4 +99,6 @@ def _integers(*values: int) -> tf.train.Feature:
 
 
 def _text(value: str) -> tf.train.Feature:
-  return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value.encode()]))
+  # Names of files need not be UTF-8.
+  encoded = value.encode(errors="surrogateescape")
+  return tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded]))

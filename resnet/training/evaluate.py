@@ -11,6 +11,7 @@ from resnet.configs.config import Config
 from resnet.data.get_dataset import Dataset
 from resnet.models import get_model
 from resnet.training.checkpoint import CheckpointError, Checkpoints
+from resnet.utils.errors import UserError
 from resnet.utils.experiment import Experiment
 from resnet.utils.experiment_logger import ExperimentLogger
 
@@ -29,7 +30,7 @@ def make_evaluate(
   def count(images, labels):
     logits = model(images, training=False)
     # Not tf.math.in_top_k, which calls every class of a constant output correct.
-    best = tf.math.top_k(logits, max(top)).indices
+    best = tf.math.top_k(logits, min(max(top), logits.shape[-1])).indices
     hits = tf.cast(best == tf.cast(labels, tf.int32)[:, None], tf.int32)
     return tf.stack([tf.reduce_sum(hits[:, :k]) for k in top] + [tf.size(labels)])
 
@@ -49,6 +50,8 @@ def make_evaluate(
         total += count_next(iterator)
       except tf.errors.OutOfRangeError:
         break
+    if isinstance(total, int):
+      raise UserError("there is no example to evaluate on")
     *correct, examples = total.numpy()
     return [float(hits / examples) for hits in correct]
 

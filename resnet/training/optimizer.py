@@ -68,9 +68,9 @@ class Momentum(keras.optimizers.Optimizer):
 
   def overflows_always(self) -> bool:
     """Whether the last step overflowed although its loss was not scaled up."""
-    if not self.scales_loss:
+    if self.loss_scale is None:
       return False
-    return float(self.loss_scale.value) <= LEAST_LOSS_SCALE and float(self.finite_steps.value) == 0
+    return bool(self.loss_scale.numpy() <= LEAST_LOSS_SCALE and self.finite_steps.numpy() == 0)
 
   def update_step(self, gradient, variable, learning_rate):
     rate, momentum = (tf.cast(value, variable.dtype) for value in (learning_rate, self.momentum))

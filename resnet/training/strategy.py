@@ -1,7 +1,10 @@
 """The devices, and machines, that a run trains on."""
 
 import contextlib
+import json
 import os
+import re
+import reprlib
 from collections.abc import Iterator
 
 import tensorflow as tf
@@ -69,12 +72,46 @@ def lost_worker_errors() -> Iterator[None]:
 
 
 def _cluster() -> tf.distribute.cluster_resolver.ClusterResolver | None:
-  """The processes that train together, or None if this one is alone."""
+  """The processes that train together, or None if this one is alone.
+
+  Raises:
+    UserError: the environment does not say it as it should.
+  """
   if os.environ.get("TF_CONFIG"):
+    if not _check_tf_config(os.environ["TF_CONFIG"]):
+      return None
     return tf.distribute.cluster_resolver.TFConfigClusterResolver()
-  if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+  tasks = os.environ.get("SLURM_STEP_NUM_TASKS") or "1"
+  if not tasks.isdecimal():
+    raise UserError(f"SLURM_STEP_NUM_TASKS must be a number, got {tasks!r}")
+  if int(tasks) > 1:
     # Slurm itself has given each task its GPUs; TensorFlow's own allocation needs them to be there.
     return tf.distribute.cluster_resolver.SlurmClusterResolver(
       gpus_per_node=1024, gpus_per_task=1, auto_set_gpu=False
     )
   return None
+
+
+def _check_tf_config(text: str) -> bool:
+  """Whether TF_CONFIG names a cluster.
+
+  Raises:
+    UserError: it is not of the form that `make_strategy` describes.
+  """
+  form = '{"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}'
+  try:
+    config = json.loads(text)
+    if not config["cluster"]:
+      return False
+    jobs = {job: len(addresses) for job, addresses in config["cluster"].items()}
+    addresses = [address for job in config["cluster"].values() for address in job]
+    task = config["task"]["type"], config["task"]["index"]
+    if set(jobs) <= {"chief", "worker"} and all(re.fullmatch(r"\S+:\d+", address) for address in addresses):
+      if type(task[1]) is int and 0 <= task[1] < jobs.get(task[0], 0):
+        return True
+      raise UserError(f"TF_CONFIG has no task {task[0]!r} with index {task[1]!r} in its cluster; see {form}")
+  except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+    if isinstance(error, UserError):
+      raise
+    raise UserError(f"TF_CONFIG must be like {form}, got {reprlib.repr(text)}") from error
+  raise UserError(f"TF_CONFIG must name addresses host:port of chief and worker alone, like {form}")

@@ -85,8 +85,8 @@ def train(
     if restore:
       checkpoints.restore()
     elif chief:
-      experiment.create(config)
       experiment.make_logs_folder()
+      experiment.create(config)
     start = int(optimizer.iterations.numpy())
     logger = ExperimentLogger(experiment.logs_folder if chief else None, start)
     stop = config.max_train_iter if max_num_steps < 0 else min(config.max_train_iter, start + max_num_steps)
@@ -203,14 +203,13 @@ class _Saver:
     if lower[1:]:
       overrides += f" --override lr_list={','.join(lower[1:])}"
     steps = self._checkpoints.steps()
-    what_next = (
-      f"continue from the newest checkpoint, that of step {steps[-1]}, with --restore"
-      if steps
-      else "there is no checkpoint to go back to; start again with"
-    )
+    if steps:
+      advice = f"continue from the newest checkpoint, that of step {steps[-1]}, by --restore"
+    else:
+      advice = "no checkpoint is left to continue from, so start again by"
     return UserError(
-      f"training has diverged at step {step} with the learning rate {rate:g}: {reason}. Lower the rate and "
-      f"{what_next} --id {self._experiment.id} {overrides}"
+      f"training has diverged at step {step} with the learning rate {rate:g}: {reason}. Lower the rate: "
+      f"{advice} --id {self._experiment.id} {overrides}"
     )
 
 

@@ -6,15 +6,16 @@ import pathlib
 import shutil
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Iterator
 
 import tensorflow as tf
 
 from resnet.utils.errors import UserError
+from resnet.utils.tar_files import DAMAGE, StrictTarInfo
 
 # Ten times the weights and momentum of the largest network here. A compressed archive can claim any size.
 MAX_ARCHIVE_BYTES = 5 * 2**30
+MAX_DEPTH = 32  # folders in folders
 
 
 @contextlib.contextmanager
@@ -61,7 +62,10 @@ def _find(folder: pathlib.Path, path: str | os.PathLike) -> str:
 def _newest(prefixes: list[str]) -> str | None:
   """The one of a folder's checkpoints that its `checkpoint` file names, if there is one."""
   folder = os.path.dirname(prefixes[0])
-  state = tf.train.get_checkpoint_state(folder)
+  try:
+    state = tf.train.get_checkpoint_state(folder)
+  except (ValueError, tf.errors.OpError):  # Damaged: as if it was not there.
+    return None
   # The file may name a folder of another machine, or any other: the checkpoint is always beside it.
   newest = os.path.join(folder, os.path.basename(state.model_checkpoint_path)) if state else None
   alone = all(os.path.dirname(prefix) == folder for prefix in prefixes)
@@ -72,7 +76,7 @@ def _unpack(path: str | os.PathLike, folder: pathlib.Path) -> None:
   """Writes an archive's files into `folder`, and nothing anywhere else."""
   size = 0
   try:
-    with tarfile.open(path) as archive:
+    with tarfile.open(path, tarinfo=StrictTarInfo) as archive:
       for member in archive:
         size += member.size
         _check_member(member, size, path)
@@ -83,7 +87,9 @@ def _unpack(path: str | os.PathLike, folder: pathlib.Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with source, open(target, "xb") as file:
           shutil.copyfileobj(source, file)
-  except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+  except UserError:
+    raise
+  except (*DAMAGE, OSError) as error:
     raise UserError(
       f"no checkpoint at {path}: it is neither a checkpoint's prefix nor a whole tar archive ({error})"
     ) from error
@@ -93,6 +99,12 @@ def _check_member(member: tarfile.TarInfo, size: int, path: str | os.PathLike) -
   name = pathlib.PurePosixPath(member.name)
   if name.is_absolute() or ".." in name.parts:
     raise UserError(f"archive {path} is refused: {member.name!r} is a path out of it")
+  if member.issparse():
+    raise UserError(
+      f"archive {path} is refused: {member.name!r} has holes, which may take any room on the disk"
+    )
+  if len(name.parts) > MAX_DEPTH or "\0" in member.name or any(len(os.fsencode(p)) > 255 for p in name.parts):
+    raise UserError(f"archive {path} is refused: {member.name[:60]!r}... cannot be a file's path")
   if not (member.isreg() or member.isdir()):
     raise UserError(f"archive {path} is refused: {member.name!r} is neither a file nor a folder")
   if size > MAX_ARCHIVE_BYTES:
