@@ -16,6 +16,8 @@ from imagenet_helpers import cmyk_jpeg, jpeg, picture, small_config
 
 from resnet.data.imagenet import ImagenetDataset
 from resnet.tools import build_imagenet_records, imagenet_shards
+from resnet.tools.bounding_boxes import read_boxes
+from resnet.tools.imagenet_pictures import list_pictures
 from resnet.utils.errors import UserError
 
 SYNSETS = ("n01440764", "n01443537", "n02105855")
@@ -269,3 +271,80 @@ def test_command_line_with_two_processes(source):
   assert "skipped n01440764_1.JPEG" in run.stdout
   assert "8 pictures in 2 record files" in run.stdout
   assert len(records(source / "out")) == 8
+
+
+def test_a_class_tar_without_end_is_damaged_and_named(source):
+  pack_classes(source / "train", source / "train.tar")
+  with tarfile.open(source / "train.tar") as outer:
+    members = [(member.name, outer.extractfile(member).read()) for member in outer]
+  name, data = members.pop()
+  whole = max(index for index, byte in enumerate(data) if byte) // 512 * 512 + 512
+  with tarfile.open(source / "cut.tar", "w") as cut:
+    for member in members:
+      add(cut, *member)
+    add(cut, name, data[:whole])
+  with pytest.raises(UserError, match=f"cut.tar is no intact tar file: {name.removesuffix('.tar')} is cut off"):
+    list_pictures(source / "cut.tar")
+  (source / "classes").mkdir()
+  (source / "classes" / name).write_bytes(data[:whole])
+  with pytest.raises(UserError, match=f"classes/{name} is no intact tar file: it is cut off"):
+    list_pictures(source / "classes")
+
+
+BOX = (
+  "<annotation><size><width>9</width><height>9</height></size><object><bndbox>%s</bndbox></object></annotation>"
+)
+
+
+def test_damaged_boxes_are_named(source):
+  (source / "boxes").mkdir()
+  file = source / "boxes" / "a.xml"
+  sides = "".join(f"<{side}>{{}}</{side}>" for side in ("xmin", "ymin", "xmax", "ymax"))
+  for text in (BOX % sides.format("nan", 0, 1, 1), BOX % sides.format(0, 0, "inf", 1), "<?xml encoding='x'?>"):
+    file.write_text(text)
+    with pytest.raises(UserError, match="a.xml is no PASCAL VOC annotation"):
+      read_boxes(source / "boxes")
+  (source / "boxes.csv").write_text("a.JPEG,0,0,inf,1\n")
+  with pytest.raises(UserError, match="boxes.csv, line 1: expected filename"):
+    read_boxes(source / "boxes.csv")
+  (source / "boxes.csv").write_text("a" * 200000)
+  with pytest.raises(UserError, match="cannot read .*boxes.csv: field larger than"):
+    read_boxes(source / "boxes.csv")
+
+
+@pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
+def test_one_flipped_bit_of_a_compressed_tar_of_boxes_changes_no_box(source, compression):
+  path = source / f"boxes.tar.{compression}"
+  with tarfile.open(path, f"w:{compression}") as tar:
+    for number in range(3):
+      sides = f"<xmin>{number}</xmin><ymin>1</ymin><xmax>5</xmax><ymax>7</ymax>"
+      add(tar, f"{number}.xml", (BOX % sides).encode())
+  whole, expected = path.read_bytes(), read_boxes(path)
+  refused = 0
+  for position in range(len(whole)):
+    path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << position % 8]) + whole[position + 1 :])
+    try:
+      assert read_boxes(path) == expected
+    except UserError:
+      refused += 1
+  assert refused > len(whole) / 3
+
+
+def test_a_skipped_picture_whose_name_is_not_utf8_is_told(tmp_path):
+  folder = os.fsencode(tmp_path) + b"/train/n1"
+  os.makedirs(folder)
+  for name, data in ((b"a.JPEG", jpeg(0)), (b"\xff.JPEG", b"broken")):
+    with open(folder + b"/" + name, "wb") as file:
+      file.write(data)
+  command = [sys.executable, "-m", "resnet.tools.build_imagenet_records", f"--output_dir={tmp_path / 'out'}"]
+  command += [f"--train_dir={tmp_path / 'train'}", "--train_shards=1", "--num_workers=1"]
+  run = subprocess.run(
+    command,
+    capture_output=True,
+    cwd=pathlib.Path(__file__).parent.parent,
+    env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},  # As in the locale en_US.UTF-8.
+    timeout=120,
+    check=False,
+  )
+  assert b"skipped \xff.JPEG" in run.stdout
+  assert b"error: 1 of 2 pictures were skipped" in run.stderr.splitlines()[-1]

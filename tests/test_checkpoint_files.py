@@ -123,3 +123,38 @@ def test_a_truncated_archive(tmp_path, temporary_folder, length):
   with pytest.raises(UserError, match=f"no checkpoint at {path}: .*whole tar archive"):
     checkpoint_prefix(path).__enter__()
   assert not list(temporary_folder.iterdir())
+
+
+def _pax(**headers):
+  info = _member("other")
+  info.pax_headers = headers
+  return info.tobuf(tarfile.PAX_FORMAT)
+
+
+STRANGE = {
+  "a negative size": (_pax(size="-1024"), "size -1024"),
+  "holes": (_pax(**{"GNU.sparse.major": "0", "GNU.sparse.size": str(2**30), "GNU.sparse.map": "0,0"}), "holes"),
+  "holes of the old format": (
+    _member("other", type=tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT),
+    "'other' has holes",
+  ),
+  "a name without end": (
+    _member("x", type=tarfile.GNUTYPE_LONGNAME, size=2**32).tobuf(tarfile.GNU_FORMAT),
+    "4294967296 bytes of",
+  ),
+  "an extension that is damaged": (
+    _pax(comment="x").replace(b"13 comment=", b"00 comment="),
+    "header is damaged",
+  ),
+  "no end": (b"", "cut off"),
+}
+
+
+@pytest.mark.parametrize(("blocks", "message"), STRANGE.values(), ids=STRANGE.keys())
+def test_an_archive_with_a_strange_second_header_is_refused(tmp_path, temporary_folder, blocks, message):
+  content = FILES["model.ckpt-0.index"]
+  data = _member("model.ckpt-0.index", size=len(content)).tobuf() + content + bytes(-len(content) % 512)
+  (tmp_path / "strange.tar").write_bytes(data + blocks + bytes(1024 if blocks else 0))
+  with pytest.raises(UserError, match=f"no checkpoint at .*strange.tar: .*{message}"):
+    checkpoint_prefix(tmp_path / "strange.tar").__enter__()
+  assert not list(temporary_folder.iterdir())

@@ -89,6 +89,11 @@ def test_an_unknown_model_is_refused_with_the_list_of_models():
     ({"height": 10**30}, "height must be a whole number, at most 2147483647, got 1000"),
     ({"filters": (10**10,)}, "filters must be a list, each of it a whole number"),
     ({"momentum": 10**400}, "momentum must be a number, at most 3.4e.38, got 1000"),
+    ({"momentum": 10**5000}, "momentum must be a number, at most 3.4e.38, got one of thousands of digits"),
+    (
+      {"filters": (10**5000,)},
+      "filters must be a list, each of it a whole number, at most 2147483647, got one",
+    ),
     ({"base_learn_rate": 1e39}, "base_learn_rate must be a number, at most 3.4e.38, got 1e.39"),
     ({"model_class": "densenet"}, "model_class must be one of resnet, revnet; got 'densenet'"),
     ({"dataset": "mnist"}, "dataset must be one of cifar-10, cifar-100, digits, imagenet"),
@@ -169,6 +174,10 @@ def test_overrides_replace_fields():
     ("batch_size", "override must be field=value, got 'batch_size'"),
     ("batchsize=3", "unknown field 'batchsize' .did you mean batch_size"),
     ("batch_size=many", "override of batch_size is not a JSON value: 'many'"),
+    ("batch_size=" + "9" * 5000, "override of batch_size is not a JSON value: '999"),
+    ("height=" + "[" * 10**5, "override of height is not a JSON value"),
+    ("wd=NaN", "wd must be a number, at most 3.4e.38, got nan"),
+    ("lr_list=Infinity", "lr_list must be a list, each of it a number, at most 3.4e.38, got .inf."),
     ("batch_size=-3", "batch_size must be at least 1, got -3"),
   ],
 )

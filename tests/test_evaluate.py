@@ -7,6 +7,7 @@ from helpers import make_batch, make_model
 
 from resnet.training.evaluate import make_evaluate
 from resnet.training.step import loss_and_gradients
+from resnet.utils.errors import UserError
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
@@ -37,3 +38,13 @@ def test_evaluation_takes_the_mean_of_the_replicas_moving_statistics():
   make_evaluate(model, strategy)(tf.data.Dataset.from_tensors((images, labels)))
   for replica in moving.values:
     np.testing.assert_allclose(replica, (first + second) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_nothing_to_evaluate_on_is_one_line(replicas):
+  strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(replicas)])
+  with strategy.scope():
+    model = make_model("revnet-test")
+  batches = tf.data.Dataset.from_tensors(make_batch(model, size=4)).take(0)
+  with pytest.raises(UserError, match="no example to evaluate on"):
+    make_evaluate(model, strategy)(batches)

@@ -178,3 +178,13 @@ def test_damaged_pictures_are_errors(data):
     training(data, boxes=tf.constant([[0.0, 0.0, 1.0, 1.0]]))
   with pytest.raises(tf.errors.InvalidArgumentError):
     preprocess_for_evaluation("inception", data, 8, 8)
+
+
+@pytest.mark.parametrize("preprocessor", ["inception", "vgg"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (1, 3000)])
+def test_pictures_one_pixel_high_or_wide(preprocessor, size):
+  encoded = tf.io.encode_png(np.full([*size, 3], 200, np.uint8))
+  for boxes in ([[0.0, 0.0, 1.0, 1.0]], [[0.9, 0.9, 0.1, 0.1]], [[0.5, 0.5, 0.5, 0.5]]):
+    assert np.isfinite(training(encoded, preprocessor, boxes=tf.constant(boxes), size=(8, 8))).all()
+  result = preprocess_for_evaluation(preprocessor, encoded, 8, 8)
+  np.testing.assert_allclose(result, np.broadcast_to(result[0, 0], [8, 8, 3]), atol=1e-3)

@@ -241,3 +241,11 @@ def test_other_errors_pass(folder):
   dataset = ImagenetDataset(small_config(), folder, "train")
   with pytest.raises(tf.errors.InvalidArgumentError), dataset.data_errors():
     tf.io.decode_jpeg(b"not of this data set")
+
+
+def test_prepared_files_must_hold_what_their_description_says(tmp_path):
+  prepare_tfds(tmp_path, {"train": [3, 4], "validation": [5]})
+  (file,) = tmp_path.rglob("*-train.tfrecord-*")
+  file.write_bytes(b"")
+  with pytest.raises(UserError, match="train.tfrecord-.* has 0 bytes, but dataset_info.json says 2 examples"):
+    ImagenetDataset(small_config(), tmp_path, "train")

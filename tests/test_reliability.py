@@ -289,6 +289,18 @@ def test_the_lock_ends_with_its_process(tmp_path):
     pass
 
 
+def test_a_full_disk_is_no_reason_not_to_lock(tmp_path):
+  program = (
+    "import pathlib, resource\nfrom resnet.utils.experiment_lock import locked\n"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+    f"with locked(pathlib.Path({str(tmp_path)!r})):\n  pass"
+  )
+  process = subprocess.run(
+    [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  assert process.returncode == 0, process.stderr
+
+
 def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog):
   def no_locks(*_):
     raise OSError(errno.ENOLCK, "No locks available")

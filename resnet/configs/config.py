@@ -99,11 +99,18 @@ def _checked(field: dataclasses.Field, value: object) -> object:
     item_type = typing.get_args(declared)[0]
     if isinstance(value, list | tuple) and all(_is_a(item_type, item) for item in value):
       return tuple(item_type(item) for item in value)
-    raise UserError(f"{field.name} must be a list, each of it {_RANGES[item_type]}, got {reprlib.repr(value)}")
+    raise UserError(f"{field.name} must be a list, each of it {_RANGES[item_type]}, got {_shown(value)}")
   assert isinstance(declared, type)
   if not _is_a(declared, value):
-    raise UserError(f"{field.name} must be {_RANGES[declared]}, got {reprlib.repr(value)}")
+    raise UserError(f"{field.name} must be {_RANGES[declared]}, got {_shown(value)}")
   return declared(value)
+
+
+def _shown(value: object) -> str:
+  try:
+    return reprlib.repr(value)
+  except ValueError:  # Python writes out no integer of more than some thousand digits.
+    return "one of thousands of digits"
 
 
 def _is_a(declared: type, value: object) -> bool:

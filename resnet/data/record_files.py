@@ -164,6 +164,10 @@ def _prepared_files(folder: pathlib.Path, split: str) -> RecordFiles:
   missing = [os.path.basename(path) for path in paths if not os.path.isfile(path)]
   if missing:
     raise UserError(f"{folder} lacks {', '.join(missing[:3])}, {len(missing)} of {len(paths)} record files")
+  counts = tuple(builder.info.splits[split].shard_lengths)
+  for path, count in zip(paths, counts, strict=True):
+    if (os.path.getsize(path) > 0) != (count > 0):
+      raise UserError(f"{path} has {os.path.getsize(path)} bytes, but dataset_info.json says {count} examples")
   decoders = {"image": tfds.decode.SkipDecoding()}
 
   def parse(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -171,5 +175,5 @@ def _prepared_files(folder: pathlib.Path, split: str) -> RecordFiles:
     return example["image"], tf.cast(example["label"], tf.int64), tf.zeros([0, 4])
 
   files = RecordFiles(paths, parse)
-  files.__dict__["counts"] = tuple(builder.info.splits[split].shard_lengths)
+  files.__dict__["counts"] = counts
   return files

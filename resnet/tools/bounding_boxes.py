@@ -4,6 +4,7 @@ import csv
 import math
 import os
 import pathlib
+import reprlib
 import tarfile
 from collections.abc import Iterator
 from typing import IO
@@ -43,7 +44,7 @@ def read_boxes(path: str | os.PathLike) -> dict[str, list[Box]]:
         boxes.setdefault(os.path.splitext(name)[0], []).append((xmin, ymin, xmax, ymax))
   except UserError:
     raise
-  except (OSError, UnicodeDecodeError) as error:
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
     raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
   except DAMAGE as error:
     raise UserError(f"{path} is no intact tar file: {error}") from error
@@ -66,8 +67,8 @@ def _numbers(*coordinates: str) -> list[float]:
     ValueError: one is none.
   """
   numbers = [float(coordinate) for coordinate in coordinates]
-  if any(map(math.isnan, numbers)):
-    raise ValueError("a coordinate is not a number")
+  if not all(map(math.isfinite, numbers)):
+    raise ValueError("a coordinate is not a finite number")
   return numbers
 
 
@@ -82,7 +83,7 @@ def _from_csv(path: pathlib.Path) -> Iterator[tuple[str, Box]]:
         yield name, (xmin, ymin, xmax, ymax)
       except ValueError as error:
         raise UserError(
-          f"{path}, line {number}: expected filename,xmin,ymin,xmax,ymax; got {','.join(row)!r}"
+          f"{path}, line {number}: expected filename,xmin,ymin,xmax,ymax; got {reprlib.repr(','.join(row))}"
         ) from error
 
 
@@ -96,12 +97,14 @@ def _from_folder(folder: pathlib.Path) -> Iterator[tuple[str, Box]]:
 
 
 def _from_tar(path: pathlib.Path) -> Iterator[tuple[str, Box]]:
-  with tarfile.open(path, "r|*", tarinfo=StrictTarInfo) as tar:
+  with tarfile.open(path, tarinfo=StrictTarInfo) as tar:
     for member in tar:
       file = tar.extractfile(member) if member.isfile() and member.name.endswith(".xml") else None
       if file:
         yield from _from_xml(file, os.path.basename(member.name), f"{path}: {member.name}")
       tar.members = []  # type: ignore[attr-defined]  # half a million of them are better forgotten
+    while tar.fileobj.read(2**20):  # type: ignore[union-attr]  # Up to the checksum of a compressed file.
+      pass
 
 
 def _from_xml(file: IO[bytes], name: str, shown: str) -> Iterator[tuple[str, Box]]:
@@ -112,5 +115,5 @@ def _from_xml(file: IO[bytes], name: str, shown: str) -> Iterator[tuple[str, Box
     for box in root.iterfind("object/bndbox"):
       xmin, ymin, xmax, ymax = _numbers(*(box.findtext(key, "") for key in ("xmin", "ymin", "xmax", "ymax")))
       yield name, (xmin / width, ymin / height, xmax / width, ymax / height)
-  except (ElementTree.ParseError, ValueError, ZeroDivisionError) as error:
+  except (ElementTree.ParseError, ValueError, ZeroDivisionError, LookupError) as error:
     raise UserError(f"{shown} is no PASCAL VOC annotation: {error}") from error

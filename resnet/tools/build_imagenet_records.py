@@ -15,11 +15,13 @@ left out, and noted in a file beside the records, `train-00007-of-01024.skipped`
 
 import concurrent.futures
 import functools
+import io
 import multiprocessing
 import os
 import pathlib
 import random
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import tensorflow as tf
@@ -70,6 +72,8 @@ def define_flags() -> None:
 
 
 def main() -> None:
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="surrogateescape")  # Names of files need not be UTF-8.
   if not (FLAGS.train_dir or FLAGS.validation_dir):
     raise UserError("nothing to do: give --train_dir or --validation_dir")
   splits = {}

@@ -47,13 +47,7 @@ def list_pictures(source: str | os.PathLike) -> list[Picture]:
   """
   source = pathlib.Path(source)
   try:
-    if source.is_dir():
-      pictures = sorted(_in_folder(source))
-    else:
-      with open(source, "rb") as file:
-        pictures = sorted(_in_tar(file, str(source), "", os.fstat(file.fileno()).st_size))
-  except DAMAGE as error:
-    raise UserError(f"{source} is no intact tar file: {error}") from error
+    pictures = sorted(_in_folder(source) if source.is_dir() else _in_tar_file(str(source), ""))
   except OSError as error:
     raise UserError(f"cannot read {error.filename or source}: {error.strerror or error}") from error
   if not pictures:
@@ -97,8 +91,7 @@ def _in_folder(folder: pathlib.Path) -> Iterator[Picture]:
         if _is_picture(file.name):
           yield Picture(entry.name, file.name, file.path, 0, _size(file.path))
     elif entry.name.endswith(".tar"):
-      with open(entry.path, "rb") as tar:
-        yield from _in_tar(tar, entry.path, entry.name.removesuffix(".tar"), os.fstat(tar.fileno()).st_size)
+      yield from _in_tar_file(entry.path, entry.name.removesuffix(".tar"))
     elif _is_picture(entry.name):
       yield Picture("", entry.name, entry.path, 0, _size(entry.path))
 
@@ -109,6 +102,14 @@ def _size(path: str) -> int:
     return os.stat(path).st_size
   except OSError:
     return 0
+
+
+def _in_tar_file(path: str, synset: str) -> Iterator[Picture]:
+  with open(path, "rb") as file:
+    try:
+      yield from _in_tar(file, path, synset, os.fstat(file.fileno()).st_size)
+    except DAMAGE as error:
+      raise UserError(f"{path} is no intact tar file: {error}") from error
 
 
 def _in_tar(file: BinaryIO, path: str, synset: str, end: int) -> Iterator[Picture]:
@@ -130,6 +131,8 @@ def _in_tar(file: BinaryIO, path: str, synset: str, end: int) -> Iterator[Pictur
           synset or os.path.basename(folder).strip("."), name, path, member.offset_data, member.size
         )
       tar.members = []  # type: ignore[attr-defined]  # 1.2 million of them are better forgotten
+    if file.tell() > end:  # The block of zeros that has ended it is another's.
+      raise tarfile.ReadError(f"{synset or path} is cut off")
 
 
 def _is_picture(name: str) -> bool:

@@ -1,6 +1,7 @@
 """The devices, and machines, that a run trains on."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -101,17 +102,29 @@ def _check_tf_config(text: str) -> bool:
   form = '{"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}'
   try:
     config = json.loads(text)
-    if not config["cluster"]:
+    cluster = config.get("cluster")
+    if not cluster:
       return False
-    jobs = {job: len(addresses) for job, addresses in config["cluster"].items()}
-    addresses = [address for job in config["cluster"].values() for address in job]
-    task = config["task"]["type"], config["task"]["index"]
-    if set(jobs) <= {"chief", "worker"} and all(re.fullmatch(r"\S+:\d+", address) for address in addresses):
-      if type(task[1]) is int and 0 <= task[1] < jobs.get(task[0], 0):
-        return True
-      raise UserError(f"TF_CONFIG has no task {task[0]!r} with index {task[1]!r} in its cluster; see {form}")
+    kind, index = config["task"]["type"], config["task"]["index"]
+    are_lists = all(isinstance(addresses, list) for addresses in cluster.values())
+    count = len(cluster.get(kind, ()))
   except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-    if isinstance(error, UserError):
-      raise
     raise UserError(f"TF_CONFIG must be like {form}, got {reprlib.repr(text)}") from error
-  raise UserError(f"TF_CONFIG must name addresses host:port of chief and worker alone, like {form}")
+  if not are_lists:
+    raise UserError(f"TF_CONFIG must be like {form}, got {reprlib.repr(text)}")
+  if not set(cluster) <= {"chief", "worker"} or not all(map(_is_address, itertools.chain(*cluster.values()))):
+    raise UserError(
+      f"TF_CONFIG must name addresses host:port of chief and worker alone, like {form}, "
+      f"got {reprlib.repr(text)}"
+    )
+  if len(cluster.get("chief", ())) > 1:
+    raise UserError(f"TF_CONFIG must name one chief at most, got {len(cluster['chief'])}; see {form}")
+  if type(index) is not int or not 0 <= index < count:
+    raise UserError(f"TF_CONFIG has no task {kind!r} with index {index!r} in its cluster; see {form}")
+  return True
+
+
+def _is_address(value: object) -> bool:
+  """Whether it is "host:port"."""
+  match = re.fullmatch(r"\S+:([0-9]{1,5})", value) if isinstance(value, str) else None
+  return match is not None and 0 < int(match[1]) < 2**16

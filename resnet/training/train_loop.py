@@ -320,6 +320,8 @@ def _learning_rate(config: Config, step: int) -> float:
 
 
 def _images_per_second(bar: tqdm.tqdm, config: Config) -> float:
+  if bar.disable:
+    return 0.0
   state = bar.format_dict
   rate = state["rate"] or (state["n"] - state["initial"]) / max(state["elapsed"], 1e-9)
   return rate * config.batch_size

@@ -99,10 +99,6 @@ def _check_member(member: tarfile.TarInfo, size: int, path: str | os.PathLike) -
   name = pathlib.PurePosixPath(member.name)
   if name.is_absolute() or ".." in name.parts:
     raise UserError(f"archive {path} is refused: {member.name!r} is a path out of it")
-  if member.issparse():
-    raise UserError(
-      f"archive {path} is refused: {member.name!r} has holes, which may take any room on the disk"
-    )
   if len(name.parts) > MAX_DEPTH or "\0" in member.name or any(len(os.fsencode(p)) > 255 for p in name.parts):
     raise UserError(f"archive {path} is refused: {member.name[:60]!r}... cannot be a file's path")
   if not (member.isreg() or member.isdir()):

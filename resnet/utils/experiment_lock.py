@@ -30,21 +30,22 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / FILE, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
+    file = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o666)
   except OSError as error:
     raise UserError(f"cannot write to {error.filename}: {error.strerror}") from error
-  with file:
+  try:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-      file.seek(0)
-      holder = file.read().strip() or "another process"
+      holder = os.read(file, 1000).decode(errors="replace").strip() or "another process"
       raise UserError(f"{folder} is being written to by {holder}; wait for it to end, or end it") from error
     except OSError as error:
       if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
         raise
       logging.warning("%s: no locks on this file system; start one run of the experiment at a time", folder)
     with contextlib.suppress(OSError):  # A full disk; the lock holds without the name.
-      file.truncate(0)
-      print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
+      os.ftruncate(file, 0)
+      os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     yield
+  finally:
+    os.close(file)
