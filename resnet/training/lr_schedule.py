@@ -15,3 +15,8 @@ def learning_rate_schedule(config: Config) -> keras.optimizers.schedules.Learnin
   boundaries = [-2] + [boundary - 2 for boundary in config.lr_decay_steps]
   rates = [config.base_learn_rate] * 2 + list(config.lr_list)
   return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, rates)
+
+
+def learning_rate(config: Config, step: int) -> float:
+  """The rate of the update that is the `step`-th, counted from 1."""
+  return float(learning_rate_schedule(config)(step - 1))

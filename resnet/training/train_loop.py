@@ -13,10 +13,11 @@ from absl import logging
 from resnet.configs.config import Config
 from resnet.data.get_dataset import Dataset
 from resnet.models import RevNet, get_model
-from resnet.training.checkpoint import PREFIX, Checkpoints, NotFiniteError, SaveError
+from resnet.training.checkpoint import Checkpoints
 from resnet.training.evaluate import make_evaluate
-from resnet.training.lr_schedule import learning_rate_schedule
+from resnet.training.lr_schedule import learning_rate
 from resnet.training.optimizer import Momentum, make_optimizer
+from resnet.training.saver import Saver
 from resnet.training.step import averaged_over_passes
 from resnet.training.strategy import is_chief, lost_worker_errors, num_workers
 from resnet.utils.errors import UserError
@@ -95,7 +96,7 @@ def train(
 
     train_step = make_train_step(model, optimizer, strategy, num_pass, jit)
     evaluate = make_evaluate(model, strategy)
-    saver = _Saver(checkpoints, config, experiment, start if restore else None)
+    saver = Saver(checkpoints, config, experiment, start if restore else None)
     reconstruction_errors = None
     if monitors_reconstruction:
       images, _ = next(iter(train_data.evaluation_batches(1)))
@@ -127,7 +128,7 @@ def train(
         interrupted = signal_received()
         if saves or interrupted or step == stop:
           saver.save(step)
-          logger.log("learn_rate", step, lr=_learning_rate(config, step))
+          logger.log("learn_rate", step, lr=learning_rate(config, step))
         if interrupted:
           break
     if saver.failure:
@@ -137,80 +138,6 @@ def train(
       raise SystemExit(128 + number)
     with lost_worker_errors():
       return {curve: evaluate(dataset)[0] for curve, dataset in evaluation_data.items()}
-
-
-class _Saver:
-  """Saves a run's checkpoints, and says what to do when it has diverged.
-
-  A loss depends on the weights and the batch alone, not on the learning rate. So a checkpoint after which the
-  loss is not finite is of no use, whatever the rate: it is removed.
-
-  Args:
-    checkpoints, config, experiment: of the run.
-    restored: the step that the run continues from; None for a new one.
-  """
-
-  def __init__(self, checkpoints: Checkpoints, config: Config, experiment: Experiment, restored: int | None):
-    self._checkpoints = checkpoints
-    self._config = config
-    self._experiment = experiment
-    self._restored = restored
-    self._saved: int | None = None
-    self.failure: SaveError | None = None  # of the latest save
-
-  def wants_loss(self, step: int) -> bool:
-    """Whether the loss of `step` says if a checkpoint is any good."""
-    return step - 1 in (self._saved, self._restored)
-
-  def check(self, step: int, loss: float, optimizer: Momentum) -> None:
-    """Raises a UserError if the run has diverged."""
-    if optimizer.overflows_always():
-      raise self._diverged(step, "gradients overflow float16 at a loss scale of 1")
-    if math.isfinite(loss):
-      return
-    if step - 1 == self._restored:
-      bad = self._experiment.folder / f"{PREFIX}-{self._restored}"
-      raise UserError(
-        f"the loss of the first step from {bad} is {loss}, whatever the learning rate; delete {bad}.* to "
-        "continue from the checkpoint before it"
-      )
-    if step - 1 == self._saved:
-      self._checkpoints.remove(step - 1)
-    raise self._diverged(step, f"the loss is {loss}")
-
-  def save(self, step: int) -> None:
-    """Saves, or warns that it could not.
-
-    Raises:
-      UserError: the run has diverged.
-    """
-    try:
-      self._checkpoints.save(step)
-    except NotFiniteError as error:
-      raise self._diverged(step, str(error)) from error
-    except SaveError as error:
-      self.failure = error
-      logging.warning("%s; training goes on, and the next save is tried", error)
-    else:
-      self.failure = None
-      self._saved = step
-
-  def _diverged(self, step: int, reason: str) -> UserError:
-    config = self._config
-    rate = _learning_rate(config, step)
-    lower = [f"{min(rate / 10, 0.01):g}" for rate in (config.base_learn_rate, *config.lr_list)]
-    overrides = f"--override base_learn_rate={lower[0]}"
-    if lower[1:]:
-      overrides += f" --override lr_list={','.join(lower[1:])}"
-    steps = self._checkpoints.steps()
-    if steps:
-      advice = f"continue from the newest checkpoint, that of step {steps[-1]}, by --restore"
-    else:
-      advice = "no checkpoint is left to continue from, so start again by"
-    return UserError(
-      f"training has diverged at step {step} with the learning rate {rate:g}: {reason}. Lower the rate: "
-      f"{advice} --id {self._experiment.id} {overrides}"
-    )
 
 
 def make_train_step(
@@ -312,11 +239,6 @@ def _steps(start: int, stop: int, name: str, chief: bool) -> Iterator[tuple[int,
   with tqdm.tqdm(initial=start, total=stop, desc=name, mininterval=interval, disable=not chief) as bar:
     for step in range(start + 1, stop + 1):
       yield step, bar
-
-
-def _learning_rate(config: Config, step: int) -> float:
-  """The rate of the update that is the `step`-th, counted from 1."""
-  return float(learning_rate_schedule(config)(step - 1))
 
 
 def _images_per_second(bar: tqdm.tqdm, config: Config) -> float:
