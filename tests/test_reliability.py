@@ -354,6 +354,18 @@ def test_a_full_disk_at_the_start_is_one_line(tmp_path, monkeypatch):
 # Curves.
 
 
+def test_every_point_of_a_step_is_written_before_its_checkpoint(tmp_path, monkeypatch):
+  def killed(self, step):
+    raise SystemExit(9)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(Checkpoints, "save", killed)
+    with pytest.raises(SystemExit):
+      run(tmp_path, "a", SHORT)
+  for curve in ("train_ce", "train_acc", "valid_acc", "learn_rate"):
+    assert (tmp_path / f"logs/a/{curve}.csv").read_text().count("\n1,") == 1
+
+
 def test_after_a_resume_curves_have_each_step_once(tmp_path):
   logger = ExperimentLogger(tmp_path)
   for step in (1, 2, 3, 2, 3, 4):
@@ -398,7 +410,10 @@ def test_a_second_signal_ends_a_process_that_is_stuck():
     assert process.stderr.readline() == "stopping after this step; once more to stop at once\n"
     assert process.poll() is None
     process.terminate()
-    assert process.wait(20) == 128 + signal.SIGTERM
+    try:
+      assert process.wait(20) == 128 + signal.SIGTERM
+    finally:
+      process.kill()
 
 
 @pytest.mark.parametrize("script", ["run_cifar_train.py", "run_imagenet_train.py", "run_imagenet_eval.py"])

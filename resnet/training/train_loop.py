@@ -127,8 +127,9 @@ def train(
             logger.log(curve, step, acc=evaluate(dataset)[0])
         interrupted = signal_received()
         if saves or interrupted or step == stop:
-          saver.save(step)
+          # Curves before the checkpoint: a run that is killed between the two writes these points again.
           logger.log("learn_rate", step, lr=learning_rate(config, step))
+          saver.save(step)
         if interrupted:
           break
     if saver.failure:
