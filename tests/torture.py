@@ -508,7 +508,7 @@ def main() -> int:
         logging.set_verbosity(logging.ERROR)  # Each checkpoint that is passed over is a warning.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # The JPEG library reports each damage.
         with fresh() as folder:
-          return mutate(n, folder, random.Random(os.getpid()))
+          return mutate(n, folder, random.Random(random.random()))  # The same each time.
 
       report(mutate.__name__.replace("_", " "), each(in_folder, arguments.mutations))
   if "soak" in arguments.parts:
