@@ -231,8 +231,9 @@ def test_left_over_files_are_removed_by_the_next_run(tmp_path):
     (experiment.folder / folder / "part-00000-of-00001.data-00000-of-00001").touch()
   for file in ("model.ckpt-2.index.tempstate123", "conf.json.tmp", "checkpoint.tmp"):
     (experiment.folder / file).touch()
+  (experiment.folder / "my.tmp").touch()
   run(tmp_path, "a", SHORT, max_num_steps=0, restore=True)
-  assert files(experiment.folder) == before
+  assert files(experiment.folder) == sorted([*before, "my.tmp"])
 
 
 @pytest.mark.parametrize("conf", [None, b""])
@@ -468,6 +469,7 @@ def test_a_signal_during_the_last_save_ends_the_run_and_one_in_the_final_evaluat
     (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device", False),
     (PermissionError(errno.EACCES, "Permission denied", "there"), "error: there: Permission denied", False),
     (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating"), "lower batch_size (OOM when", False),
+    (OSError("without a number"), "please report it", True),
     (ZeroDivisionError("division by zero"), "please report it, with the lines above and the command", True),
   ],
 )

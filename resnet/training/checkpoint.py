@@ -143,7 +143,8 @@ class Checkpoints:
 
   def remove_leftovers(self) -> None:
     """Removes what a process that was killed while it saved has left. For the one that holds the lock."""
-    for pattern in ("writing", f"{PREFIX}-*_temp", f"{PREFIX}-*.tempstate*", "*.tmp"):
+    names = ("writing", "checkpoint.tmp", "conf.json.tmp", f"{PREFIX}-*_temp", f"{PREFIX}-*.tempstate*")
+    for pattern in names:
       for path in self._folder.glob(pattern):
         _remove(path)
 

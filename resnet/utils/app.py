@@ -62,11 +62,9 @@ def run(main: Callable[[], None]) -> None:
   except (tf.errors.ResourceExhaustedError, MemoryError) as error:
     reason = (str(error).strip() or "out of memory").splitlines()[0]
     _fail(f"memory or disk is full; for memory, lower batch_size ({reason})")
-  except OSError as error:
-    if error.strerror is None:
-      raise
-    _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
-  except Exception:
+  except Exception as error:
+    if isinstance(error, OSError) and error.strerror:
+      _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     traceback.print_exc()
     _fail("this is a fault of the program: please report it, with the lines above and the command")
 
