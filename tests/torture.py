@@ -427,7 +427,7 @@ def soak(steps: int) -> Counts:
     medians = [statistics.median(quarter) for quarter in quarters if quarter]
     shown = ", ".join(f"{median:.1f}" for median in medians)
     print(f"soak, {steps} steps: {name} by quarters, median: {shown} {unit}")
-    # A short run is mostly its start. Step times are for a person to judge, who knows what else the machine did.
+    # A short run is mostly its start. Step times are for a person, who knows what else the machine did.
     if steps >= 1000 and unit != "ms" and medians[-1] > 1.1 * medians[1]:
       outcomes[f"{name} grew"] += 1
   return outcomes
