@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains a ResNet or RevNet on CIFAR-10, CIFAR-100 or the digits that come with the package.
+"""Trains a ResNet or RevNet on CIFAR-10, CIFAR-100, Fashion-MNIST or the digits that come with the package.
 
 ./run_cifar_train.py --dataset cifar-100 --model revnet-110
 ./run_cifar_train.py --restore --id EXPERIMENT
@@ -26,10 +26,13 @@ FLAGS = flags.FLAGS
 def define_flags():
   define_training_flags(models="resnet/configs/cifar_configs.py", results="./results/cifar", num_gpu=None)
   flags.DEFINE_enum(
-    "dataset", None, ["cifar-10", "cifar-100", "digits"], "Dataset. Default: the configuration's, cifar-10."
+    "dataset",
+    None,
+    ["cifar-10", "cifar-100", "fashion-mnist", "digits"],
+    "Dataset. Default: the configuration's, cifar-10.",
   )
   flags.DEFINE_string(
-    "data_dir", "data", "Folder of TensorFlow Datasets; CIFAR is downloaded to it on first use."
+    "data_dir", "data", "Folder of TensorFlow Datasets; all but the digits are downloaded to it on first use."
   )
   flags.DEFINE_bool("validation", None, "Hold out a tenth of the training images, and evaluate on it.")
 

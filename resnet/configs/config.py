@@ -9,7 +9,13 @@ import typing
 
 from resnet.utils.errors import UserError
 
-NUM_CLASSES = {"cifar-10": 10, "cifar-100": 100, "digits": 10, "imagenet": 1000}  # of each dataset
+NUM_CLASSES = {
+  "cifar-10": 10,
+  "cifar-100": 100,
+  "fashion-mnist": 10,
+  "digits": 10,
+  "imagenet": 1000,
+}  # of each dataset
 MODEL_CLASSES = ("resnet", "revnet")
 OPTIMIZERS = ("mom",)
 LR_SCHEDULERS = ("fixed",)
