@@ -13,12 +13,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before TensorFlow is loade
 
 from absl import flags
 
-from resnet.data import get_dataset, splits
+from resnet.data import EvaluationData, get_dataset, splits
+from resnet.experiments.flags import choose_experiment, define_training_flags
 from resnet.training.strategy import make_strategy
 from resnet.training.train_loop import train
-from resnet.utils.app import define_training_flags, run
+from resnet.utils.app import run
 from resnet.utils.errors import UserError
-from resnet.utils.experiment import open_experiment
 
 FLAGS = flags.FLAGS
 
@@ -38,7 +38,7 @@ def define_flags():
 
 
 def main():
-  experiment, config = open_experiment(FLAGS, "resnet-32", FLAGS.dataset, FLAGS.validation)
+  experiment, config = choose_experiment(FLAGS, "resnet-32", FLAGS.dataset, FLAGS.validation)
   if config.dataset == "imagenet":
     raise UserError(f"{config.name} is a model for ImageNet; train it by run_imagenet_train.py")
   strategy = make_strategy(FLAGS.num_gpu, config.batch_size)
@@ -46,8 +46,8 @@ def main():
   train_data = get_dataset(config, FLAGS.data_dir, train_split)
   test_data = get_dataset(config, FLAGS.data_dir, test_split)
   evaluation_data = {
-    "train_acc": train_data.evaluation_batches(num_batches=100),
-    "valid_acc": test_data.evaluation_batches(),
+    "train_acc": EvaluationData(train_data, num_batches=100),
+    "valid_acc": EvaluationData(test_data),
   }
   accuracy = train(
     config,
@@ -65,6 +65,9 @@ def main():
   )
 
 
+def cli():
+  run(define_flags, main)
+
+
 if __name__ == "__main__":
-  define_flags()
-  run(main)
+  cli()

@@ -13,11 +13,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before TensorFlow is loade
 
 from absl import flags
 
-from resnet.data import get_dataset
+from resnet.data import EvaluationData, get_dataset
+from resnet.experiments.experiment import Experiment
 from resnet.training.evaluate import evaluate_checkpoints
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
-from resnet.utils.experiment import Experiment
 
 NUM_TRAIN_BATCHES = 100  # of the training images, that train_acc.csv is measured on
 
@@ -42,11 +42,17 @@ def main():
     raise UserError(f"experiment {FLAGS.id} is one of {config.dataset}, not of imagenet")
   train_data = get_dataset(config, FLAGS.data_dir, "train")
   validation_data = get_dataset(config, FLAGS.data_dir, "validation")
-  data = {"train_acc": (train_data, NUM_TRAIN_BATCHES), "valid_acc": (validation_data, None)}
+  evaluation_data = {
+    "train_acc": EvaluationData(train_data, NUM_TRAIN_BATCHES),
+    "valid_acc": EvaluationData(validation_data),
+  }
   step = None if FLAGS.ckpt_num == -1 else FLAGS.ckpt_num
-  evaluate_checkpoints(config, experiment, data, step, FLAGS.watch)
+  evaluate_checkpoints(config, experiment, evaluation_data, step, FLAGS.watch)
+
+
+def cli():
+  run(define_flags, main)
 
 
 if __name__ == "__main__":
-  define_flags()
-  run(main)
+  cli()

@@ -17,11 +17,11 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false --xla_cpu
 from absl import flags
 
 from resnet.data import get_dataset
+from resnet.experiments.flags import choose_experiment, define_training_flags
 from resnet.training.strategy import make_strategy
 from resnet.training.train_loop import train
-from resnet.utils.app import define_training_flags, run
+from resnet.utils.app import run
 from resnet.utils.errors import UserError
-from resnet.utils.experiment import open_experiment
 
 FLAGS = flags.FLAGS
 
@@ -35,7 +35,7 @@ def define_flags():
 
 
 def main():
-  experiment, config = open_experiment(FLAGS, "resnet-50")
+  experiment, config = choose_experiment(FLAGS, "resnet-50")
   if config.dataset != "imagenet":
     raise UserError(f"{config.name} is a model for {config.dataset}; train it by run_cifar_train.py")
   strategy = make_strategy(FLAGS.num_gpu, config.batch_size)
@@ -54,6 +54,9 @@ def main():
   )
 
 
+def cli():
+  run(define_flags, main)
+
+
 if __name__ == "__main__":
-  define_flags()
-  run(main)
+  cli()

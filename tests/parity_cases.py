@@ -6,18 +6,18 @@ import pathlib
 
 import numpy as np
 
-from resnet.configs import get_config_from_json
 from resnet.configs.config import Config
 from resnet.models import ResNet, get_model
+from resnet.original.checkpoint import load_tf1_checkpoint
+from resnet.original.config_file import load_config
 from resnet.training.optimizer import Momentum
-from resnet.utils.tf1_checkpoint import load_tf1_checkpoint
 
 FOLDER = pathlib.Path(__file__).parent / "parity"
 CASES = ("resnet-test", "revnet-test", "revnet-btl-test", "resnet-imagenet-tiny", "revnet-imagenet-tiny")
 
 
 def case_config(case: str, **changes) -> Config:
-  return dataclasses.replace(get_config_from_json(FOLDER / case / "conf.json"), **changes)
+  return dataclasses.replace(load_config(FOLDER / case / "conf.json"), **changes)
 
 
 @functools.cache

@@ -12,9 +12,9 @@ import pytest
 import tensorflow as tf
 from helpers import assert_close, fresh_flags, make_batch, values
 
-from resnet.tools import benchmark
-from resnet.tools.benchmark_report import MODES, Case, Result, plot, summarize, table
-from resnet.tools.benchmark_worker import config_of, model_of
+from resnet.tools.benchmark import __main__ as benchmark
+from resnet.tools.benchmark.report import MODES, Case, Result, plot, summarize, table
+from resnet.tools.benchmark.worker import config_of, model_of
 from resnet.training.step import loss_and_gradients
 from resnet.utils.errors import UserError
 

@@ -15,9 +15,10 @@ from helpers import fresh_flags
 from imagenet_helpers import cmyk_jpeg, jpeg, picture, small_config
 
 from resnet.data.imagenet import ImagenetDataset
-from resnet.tools import build_imagenet_records, imagenet_shards
-from resnet.tools.bounding_boxes import read_boxes
-from resnet.tools.imagenet_pictures import list_pictures
+from resnet.tools.build_imagenet_records import __main__ as build_imagenet_records
+from resnet.tools.build_imagenet_records import shards
+from resnet.tools.build_imagenet_records.bounding_boxes import read_boxes
+from resnet.tools.build_imagenet_records.pictures import list_pictures
 from resnet.utils.errors import UserError
 
 SYNSETS = ("n01440764", "n01443537", "n02105855")
@@ -184,7 +185,7 @@ def test_restart_keeps_finished_files(source, monkeypatch):
   before = kept.stat().st_mtime_ns
   lost.rename(output / "train-00001-of-00002.tmp")  # as if interrupted while writing
   written = []
-  write_shard = imagenet_shards.write_shard
+  write_shard = shards.write_shard
   monkeypatch.setattr(
     build_imagenet_records,
     "write_shard",

@@ -96,7 +96,7 @@ def test_an_unknown_model_is_refused_with_the_list_of_models():
     ),
     ({"base_learn_rate": 1e39}, "base_learn_rate must be a number, at most 3.4e.38, got 1e.39"),
     ({"model_class": "densenet"}, "model_class must be one of resnet, revnet; got 'densenet'"),
-    ({"dataset": "mnist"}, "dataset must be one of cifar-10, cifar-100, digits, imagenet"),
+    ({"dataset": "mnist"}, "dataset must be one of cifar-10, cifar-100, fashion-mnist, digits, imagenet"),
     ({"optimizer": "adam"}, "optimizer must be one of mom"),
     ({"model_class": "resnet"}, "manual_gradients must be false"),
     ({"filters": (32, 32, 64, 48)}, "filters without use_bottleneck must grow"),

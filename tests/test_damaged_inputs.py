@@ -12,16 +12,17 @@ import tensorflow as tf
 from imagenet_helpers import classic_example, jpeg, small_config, write_classic, write_records
 from test_build_imagenet_records import add, build, by_name, value
 
-from resnet.configs import get_config, get_config_from_json, override_config
+from resnet.configs import get_config, override_config
 from resnet.data.image_processing import preprocess_for_evaluation, preprocess_for_training
 from resnet.data.imagenet import ImagenetDataset
-from resnet.tools.bounding_boxes import read_boxes
-from resnet.tools.imagenet_pictures import list_pictures
+from resnet.experiments.experiment import Experiment
+from resnet.original.checkpoint_files import checkpoint_prefix
+from resnet.original.config_file import load_config
+from resnet.tools.build_imagenet_records.bounding_boxes import read_boxes
+from resnet.tools.build_imagenet_records.pictures import list_pictures
 from resnet.training.evaluate import make_evaluate
 from resnet.training.strategy import make_strategy
-from resnet.utils.checkpoint_files import checkpoint_prefix
 from resnet.utils.errors import UserError
-from resnet.utils.experiment import Experiment
 
 # Configurations and flags.
 
@@ -30,7 +31,7 @@ from resnet.utils.experiment import Experiment
 def test_json_nested_without_end_is_refused(tmp_path, nested):
   (tmp_path / "conf.json").write_text(nested)
   with pytest.raises(UserError, match="conf.json is not JSON"):
-    get_config_from_json(tmp_path / "conf.json")
+    load_config(tmp_path / "conf.json")
   with pytest.raises(UserError, match="override of height is not a JSON value") as error:
     override_config(get_config("revnet-38"), [f"height={nested}"])
   assert len(str(error.value)) < 200
@@ -39,7 +40,7 @@ def test_json_nested_without_end_is_refused(tmp_path, nested):
 def test_a_number_of_too_many_digits_is_refused(tmp_path):
   (tmp_path / "conf.json").write_text('{"height": ' + "9" * 10**4 + "}")
   with pytest.raises(UserError, match="conf.json is not JSON"):
-    get_config_from_json(tmp_path / "conf.json")
+    load_config(tmp_path / "conf.json")
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,16 @@ import types
 import pytest
 
 from resnet.configs import get_config
+from resnet.experiments.experiment import Experiment
+from resnet.experiments.flags import choose_experiment, new_id
 from resnet.utils.errors import UserError
-from resnet.utils.experiment import Experiment, new_id, open_experiment
 
 
 def opened(tmp_path, dataset=None, run_validation=None, **given):
   defaults = {"id": None, "restore": False, "model": None, "config": None, "dtype": None, "override": []}
   folders = {"results": str(tmp_path / "r"), "logs": str(tmp_path / "l")}
   flags = types.SimpleNamespace(**{**defaults, **folders, **given})
-  return open_experiment(flags, "resnet-32", dataset, run_validation)
+  return choose_experiment(flags, "resnet-32", dataset, run_validation)
 
 
 def test_flags_choose_the_configuration(tmp_path):

@@ -6,13 +6,13 @@ import pytest
 from imagenet_helpers import prepare_tfds, small_config, write_classic
 
 from resnet.configs import get_config, save_config
-from resnet.data import get_dataset
+from resnet.data import EvaluationData, get_dataset
+from resnet.experiments.experiment import Experiment
 from resnet.models import get_model
 from resnet.training import evaluate
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.evaluate import evaluate_checkpoints
 from resnet.training.optimizer import make_optimizer
-from resnet.utils.experiment import Experiment
 
 CONFIG = small_config(
   num_residual_units=(1, 2),
@@ -88,7 +88,7 @@ def test_watching_takes_complete_checkpoints_as_they_appear(folder, monkeypatch)
     next(while_it_sleeps)()
 
   monkeypatch.setattr("time.sleep", sleep)
-  data = {"valid_acc": (get_dataset(CONFIG, folder / "data/imagenet", "validation"), 1)}
+  data = {"valid_acc": EvaluationData(get_dataset(CONFIG, folder / "data/imagenet", "validation"), 1)}
   evaluate_checkpoints(CONFIG, experiment, data, watch=True)
   assert seen == [[], [], [2]]
   assert evaluated() == [2, 3]

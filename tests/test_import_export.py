@@ -17,7 +17,9 @@ from tf1_files import read, write, write_archive
 
 import resnet
 from resnet.data import get_dataset
+from resnet.experiments.experiment import Experiment
 from resnet.models import get_model
+from resnet.original.checkpoint import save_tf1_checkpoint
 from resnet.tools.export_checkpoint import export_checkpoint
 from resnet.tools.import_checkpoint import import_checkpoint
 from resnet.training.checkpoint import Checkpoints
@@ -25,8 +27,6 @@ from resnet.training.optimizer import make_optimizer
 from resnet.training.strategy import make_strategy
 from resnet.training.train_loop import train
 from resnet.utils.errors import UserError
-from resnet.utils.experiment import Experiment
-from resnet.utils.tf1_checkpoint import save_tf1_checkpoint
 
 CASE = "revnet-test"
 

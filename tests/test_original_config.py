@@ -5,8 +5,8 @@ import json
 import pytest
 from parity_cases import CASES, FOLDER, case_config
 
-from resnet.configs import get_config, get_config_from_json, save_config
-from resnet.configs.original import OWN_FIELDS
+from resnet.configs import get_config, save_config
+from resnet.original.config_file import OWN_FIELDS, load_config
 from resnet.training.lr_schedule import learning_rate_schedule
 from resnet.utils.errors import UserError
 
@@ -21,7 +21,7 @@ def reread(tmp_path):
       del fields[name]
     path = tmp_path / "conf.json"
     path.write_text(json.dumps(fields))
-    return get_config_from_json(path)
+    return load_config(path)
 
   return read
 
@@ -44,7 +44,7 @@ def test_an_imagenet_configuration():
 def test_it_is_the_same_when_saved_in_the_form_used_here(tmp_path, case):
   path = tmp_path / "conf.json"
   save_config(case_config(case), path)
-  assert get_config_from_json(path) == case_config(case)
+  assert load_config(path) == case_config(case)
   assert not set(json.loads(path.read_text())) & set(OWN_FIELDS)
 
 
@@ -58,7 +58,7 @@ def test_the_dataset_of_cifar_is_told_by_the_number_of_classes(reread):
 def test_num_classes_null_as_before_the_original_sets_it(tmp_path):
   fields = json.loads((FOLDER / "revnet-test" / "conf.json").read_text())
   (tmp_path / "conf.json").write_text(json.dumps({**fields, "num_classes": None}))
-  assert get_config_from_json(tmp_path / "conf.json").num_classes == 10
+  assert load_config(tmp_path / "conf.json").num_classes == 10
 
 
 def test_a_name_is_taken_from_the_same_network_registered_here_and_kept_otherwise(reread):
@@ -109,4 +109,4 @@ def test_a_field_missing_from_a_configuration_of_our_own_stays_an_error(tmp_path
   del fields[field]
   path.write_text(json.dumps(fields))
   with pytest.raises(UserError, match=f"missing field {field}"):
-    get_config_from_json(path)
+    load_config(path)

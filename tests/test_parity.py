@@ -12,8 +12,8 @@ import pytest
 import tensorflow as tf
 from parity_cases import CASES, FOLDER, expected, restored
 
+from resnet.original.checkpoint import load_tf1_checkpoint, variable_map
 from resnet.training.step import loss_and_gradients
-from resnet.utils.tf1_checkpoint import load_tf1_checkpoint, variable_map
 
 PROBABILITIES = 3e-6  # measured: 1.0e-6
 CROSS_ENTROPY = 5e-6  # 1.4e-6

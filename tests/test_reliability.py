@@ -22,13 +22,13 @@ from test_training import CONFIG, built, run, steps
 
 from resnet.configs import override_config
 from resnet.data import get_dataset
+from resnet.experiments.curves import ExperimentLogger
+from resnet.experiments.experiment import Experiment
+from resnet.experiments.lock import locked
 from resnet.training.checkpoint import CheckpointError, Checkpoints, NotFiniteError, SaveError
 from resnet.training.train_loop import make_train_step
 from resnet.utils.app import run as run_main
 from resnet.utils.errors import UserError
-from resnet.utils.experiment import Experiment
-from resnet.utils.experiment_lock import locked
-from resnet.utils.experiment_logger import ExperimentLogger
 
 SHORT = dataclasses.replace(CONFIG, max_train_iter=4, valid_iter=100, save_iter=1, disp_iter=1)
 
@@ -278,7 +278,7 @@ def test_a_second_run_restore_or_import_is_refused(tmp_path):
 
 def test_the_lock_ends_with_its_process(tmp_path):
   program = (
-    "import pathlib, time\nfrom resnet.utils.experiment_lock import locked\n"
+    "import pathlib, time\nfrom resnet.experiments.lock import locked\n"
     f"with locked(pathlib.Path({str(tmp_path)!r})):\n  print(1, flush=True)\n  time.sleep(99)"
   )
   with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE) as holder:
@@ -292,7 +292,7 @@ def test_the_lock_ends_with_its_process(tmp_path):
 
 def test_a_full_disk_is_no_reason_not_to_lock(tmp_path):
   program = (
-    "import pathlib, resource\nfrom resnet.utils.experiment_lock import locked\n"
+    "import pathlib, resource\nfrom resnet.experiments.lock import locked\n"
     "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
     f"with locked(pathlib.Path({str(tmp_path)!r})):\n  pass"
   )
@@ -347,7 +347,7 @@ def test_a_full_disk_at_the_start_is_one_line(tmp_path, monkeypatch):
   def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
-  monkeypatch.setattr("resnet.utils.experiment.save_config", full)
+  monkeypatch.setattr("resnet.experiments.experiment.save_config", full)
   with pytest.raises(UserError, match="cannot write to .*results/a: No space left on device"):
     run(tmp_path, "a", SHORT)
 
@@ -479,7 +479,7 @@ def test_every_error_ends_in_one_line(monkeypatch, capsys, error, message, has_t
 
   monkeypatch.setattr(sys, "argv", ["program"])
   with pytest.raises(SystemExit) as exit_info:
-    run_main(main)
+    run_main(lambda: None, main)
   assert message in exit_info.value.code
   assert "\n" not in exit_info.value.code
   assert ("Traceback" in capsys.readouterr().err) == has_traceback

@@ -50,7 +50,7 @@ def test_a_mistake_is_one_line_in_a_process_of_its_own(tmp_path):
       "flag --dtype=float64: value should be one of <float32|mixed_bfloat16|mixed_float16>",
     ),
     (["--model=resnet-32", "--monitor_reconstruction"], "--monitor_reconstruction needs a RevNet; resnet-32"),
-    (["--dataset=mnist"], "flag --dataset=mnist: value should be one of <cifar-10|cifar-100|digits>"),
+    (["--dataset=mnist"], "value should be one of <cifar-10|cifar-100|fashion-mnist|digits>"),
     (["train"], "unexpected argument 'train'"),
     (["--model=revnet-39"], "unknown model 'revnet-39'; allowed are resnet-32"),
     (["--model=revnet-104"], "revnet-104 is a model for ImageNet; train it by run_imagenet_train.py"),

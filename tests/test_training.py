@@ -13,7 +13,8 @@ import tensorflow as tf
 from helpers import assert_close, values
 
 from resnet.configs import get_config
-from resnet.data import get_dataset
+from resnet.data import EvaluationData, get_dataset
+from resnet.experiments.experiment import Experiment
 from resnet.models import RevNet, get_model
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.optimizer import INITIAL_LOSS_SCALE, make_optimizer
@@ -21,7 +22,6 @@ from resnet.training.step import loss_and_gradients
 from resnet.training.strategy import make_strategy
 from resnet.training.train_loop import train
 from resnet.utils.errors import UserError
-from resnet.utils.experiment import Experiment
 
 CONFIG = dataclasses.replace(
   get_config("revnet-test"),
@@ -41,7 +41,7 @@ def run(folder, experiment_id, config=CONFIG, strategy=None, **kwargs):
   experiment = Experiment.named(experiment_id, str(folder / "results"), str(folder / "logs"))
   strategy = strategy or make_strategy(0, config.batch_size)
   data = get_dataset(config, "", "train")
-  evaluated = {"train_acc": data.evaluation_batches(2), "valid_acc": data.evaluation_batches(1)}
+  evaluated = {"train_acc": EvaluationData(data, 2), "valid_acc": EvaluationData(data, 1)}
   return experiment, train(config, experiment, strategy, data, evaluated, **kwargs)
 
 

@@ -13,7 +13,7 @@ from helpers import ROOT, assert_close, start
 from test_training import CONFIG, run, steps, tensors
 
 from resnet.configs import save_config
-from resnet.utils.experiment import Experiment
+from resnet.experiments.experiment import Experiment
 
 TIMEOUT = 240  # seconds, after which a process counts as hanging
 

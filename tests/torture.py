@@ -41,10 +41,11 @@ import tensorflow as tf
 from absl import logging
 from imagenet_helpers import classic_example, jpeg, small_config, write_records
 
-from resnet.configs import get_config, get_config_from_json, save_config
+from resnet.configs import get_config, save_config
 from resnet.data.imagenet import ImagenetDataset
 from resnet.models import get_model
-from resnet.tools.imagenet_pictures import list_pictures
+from resnet.original.config_file import load_config
+from resnet.tools.build_imagenet_records.pictures import list_pictures
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.optimizer import make_optimizer
 from resnet.utils.errors import UserError
@@ -288,7 +289,7 @@ def mutations_of_configurations(count: int, folder: pathlib.Path, draw: random.R
       path.write_text(text)
     else:
       path.write_bytes(damaged(whole, draw))
-    return "same result" if get_config_from_json(path) == CONFIG else "another valid value"
+    return "same result" if load_config(path) == CONFIG else "another valid value"
 
   return _attempts(count, attempt)
 

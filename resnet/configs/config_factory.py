@@ -1,15 +1,15 @@
 """The registry of named configurations, and their JSON form."""
 
+import contextlib
 import dataclasses
 import difflib
 import json
 import os
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from resnet.configs.config import Config
-from resnet.configs.original import from_original, is_original
 from resnet.utils.errors import UserError
 
 _REGISTRY: dict[str, Config] = {}
@@ -33,15 +33,27 @@ def get_config(name: str) -> Config:
   return _REGISTRY[name]
 
 
-def get_config_from_json(path: str | os.PathLike) -> Config:
-  """The configuration saved at `path` by `save_config`, or as conf.json by the original code.
+def config_names() -> list[str]:
+  """The names of the registered configurations."""
+  return list(_REGISTRY)
 
-  A file with a field that only the original knows is read as the original's: `resnet.configs.original`
-  lists these fields. Its name is that of the class it was derived from, often of another network; where
-  a configuration registered here has the same network, the name is taken from it.
+
+def get_config_from_json(path: str | os.PathLike) -> Config:
+  """The configuration saved at `path` by `save_config`.
 
   Raises:
     UserError (a ValueError): no such file, not JSON, a field unknown, missing or impossible.
+  """
+  fields = read_fields(path)
+  with errors_naming(path):
+    return config_from_fields(fields)
+
+
+def read_fields(path: str | os.PathLike) -> dict[str, Any]:
+  """The fields of a configuration's JSON file, whatever they are.
+
+  Raises:
+    UserError (a ValueError): no such file, or not a JSON object.
   """
   try:
     with open(path, encoding="utf-8") as file:
@@ -52,18 +64,29 @@ def get_config_from_json(path: str | os.PathLike) -> Config:
     raise UserError(f"config {path} is not JSON: {error}") from error
   if not isinstance(fields, dict):
     raise UserError(f"config {path} must be a JSON object of fields, got a {type(fields).__name__}")
+  return fields
+
+
+def config_from_fields(fields: Mapping[str, Any]) -> Config:
+  """The configuration of these fields.
+
+  Raises:
+    UserError (a ValueError): a field is unknown, missing or impossible.
+  """
+  for name in fields:
+    _require_field(name)
+  needed = [field.name for field in dataclasses.fields(Config) if field.default is dataclasses.MISSING]
+  missing = [name for name in needed if name not in fields]
+  if missing:
+    raise UserError(f"missing field {', '.join(missing)}")
+  return Config(**fields)
+
+
+@contextlib.contextmanager
+def errors_naming(path: str | os.PathLike) -> Iterator[None]:
+  """Within it, a UserError names the configuration's file."""
   try:
-    original = is_original(fields)
-    if original:
-      fields = from_original(fields)
-    for name in fields:
-      _require_field(name)
-    needed = [field.name for field in dataclasses.fields(Config) if field.default is dataclasses.MISSING]
-    missing = [name for name in needed if name not in fields]
-    if missing:
-      raise UserError(f"missing field {', '.join(missing)}")
-    config = Config(**fields)
-    return _renamed(config) if original else config
+    yield
   except UserError as error:
     raise UserError(f"config {path}: {error}") from error
 
@@ -97,23 +120,6 @@ def override_config(config: Config, overrides: Iterable[str]) -> Config:
     current = getattr(config, name)
     changes[name] = text if isinstance(current, str) else _parse(name, text, isinstance(current, tuple))
   return dataclasses.replace(config, **changes)
-
-
-def _renamed(config: Config) -> Config:
-  """`config`, under the name of the registered configuration of the same network if there is one."""
-  same = [known.name for known in _REGISTRY.values() if _network(known) == _network(config)]
-  if not same or config.name in same:
-    return config
-  return dataclasses.replace(config, name=same[0])
-
-
-def _network(config: Config) -> list[object]:
-  """What makes two networks one, up to the number of classes."""
-  names = (
-    "model_class height width num_channel num_residual_units filters strides use_bottleneck "
-    "init_filter init_stride init_max_pool"
-  )
-  return [getattr(config, name) for name in names.split()]
 
 
 def _parse(name: str, text: str, is_list: bool) -> object:

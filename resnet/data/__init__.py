@@ -1,5 +1,5 @@
 """Datasets: get_dataset(config, data_dir, split)."""
 
-from resnet.data.get_dataset import get_dataset, splits
+from resnet.data.get_dataset import EvaluationData, get_dataset, splits
 
-__all__ = ["get_dataset", "splits"]
+__all__ = ["EvaluationData", "get_dataset", "splits"]

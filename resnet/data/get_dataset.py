@@ -1,6 +1,7 @@
 """From a configuration to the dataset it names."""
 
 import contextlib
+import dataclasses
 import math
 import os
 from typing import Protocol
@@ -34,6 +35,17 @@ class Dataset(Protocol):
 
   def data_errors(self) -> contextlib.AbstractContextManager[None]:
     """Within it, damaged data met while taking batches raises a UserError that names the place."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationData:
+  """What an accuracy is measured on: the first `num_batches` batches of a dataset, or all of it."""
+
+  dataset: Dataset
+  num_batches: int | None = None
+
+  def batches(self) -> tf.data.Dataset:
+    return self.dataset.evaluation_batches(self.num_batches)
 
 
 def splits(validation: bool) -> tuple[str, str]:

@@ -4,9 +4,6 @@ python -m resnet.tools.export_checkpoint --id ID --output revnet-104
 """
 
 import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before TensorFlow is loaded: warnings and worse only.
-
 import pathlib
 from collections.abc import Sequence
 
@@ -14,13 +11,13 @@ import tensorflow as tf
 from absl import flags
 
 from resnet.configs import save_config
+from resnet.experiments.experiment import Experiment
 from resnet.models import get_model
+from resnet.original.checkpoint import save_tf1_checkpoint
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.optimizer import make_optimizer
 from resnet.utils.app import run
-from resnet.utils.experiment import Experiment
 from resnet.utils.fresh_folder import fresh_folder
-from resnet.utils.tf1_checkpoint import save_tf1_checkpoint
 
 FORMATS = ("tf1", "keras", "saved_model")
 FLAGS = flags.FLAGS
@@ -88,6 +85,9 @@ def export_checkpoint(
   return step
 
 
+def cli() -> None:
+  run(define_flags, main)
+
+
 if __name__ == "__main__":
-  define_flags()
-  run(main)
+  cli()

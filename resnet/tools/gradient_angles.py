@@ -6,10 +6,6 @@ For each grid and form of the chain: the angle between the two gradients of a va
 largest over the variables, and the share of variables whose gradients are equal in every bit.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before TensorFlow is loaded: warnings and worse only.
-
 import dataclasses
 
 import keras
@@ -76,6 +72,9 @@ def angle(a: np.ndarray, b: np.ndarray) -> float:
   return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
 
 
+def cli() -> None:
+  run(define_flags, main)
+
+
 if __name__ == "__main__":
-  define_flags()
-  run(main)
+  cli()

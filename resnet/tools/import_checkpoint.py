@@ -3,24 +3,22 @@
 python -m resnet.tools.import_checkpoint --checkpoint revnet-104.tar.gz --model revnet-104 --id ID
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before TensorFlow is loaded: warnings and worse only.
-
 import dataclasses
+import os
 
 from absl import flags
 
-from resnet.configs import get_config, get_config_from_json, override_config
+from resnet.configs import get_config, override_config
 from resnet.configs.config import NUM_CLASSES, Config
+from resnet.experiments.experiment import Experiment
+from resnet.experiments.lock import locked
 from resnet.models import get_model
+from resnet.original.checkpoint import load_tf1_checkpoint
+from resnet.original.config_file import load_config
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.optimizer import make_optimizer
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
-from resnet.utils.experiment import Experiment
-from resnet.utils.experiment_lock import locked
-from resnet.utils.tf1_checkpoint import load_tf1_checkpoint
 
 FLAGS = flags.FLAGS
 
@@ -42,7 +40,7 @@ def main() -> None:
   if (FLAGS.model is None) == (FLAGS.config is None):
     raise UserError("one of --model and --config must be given: what the checkpoint is of")
   experiment = Experiment.named(FLAGS.id, FLAGS.results, logs="")  # No curves are written.
-  config = get_config(FLAGS.model) if FLAGS.model else get_config_from_json(FLAGS.config)
+  config = get_config(FLAGS.model) if FLAGS.model else load_config(FLAGS.config)
   if FLAGS.dataset:
     config = dataclasses.replace(config, dataset=FLAGS.dataset, num_classes=NUM_CLASSES[FLAGS.dataset])
   config = override_config(config, FLAGS.override)
@@ -75,6 +73,9 @@ def import_checkpoint(checkpoint: str | os.PathLike, experiment: Experiment, con
   return step
 
 
+def cli() -> None:
+  run(define_flags, main)
+
+
 if __name__ == "__main__":
-  define_flags()
-  run(main)
+  cli()

@@ -6,11 +6,8 @@ The result is that of TensorFlow Datasets' own download: its builder writes it, 
 them in the package dataset-fashion-mnist.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before TensorFlow is loaded: warnings and worse only.
-
 import gzip
+import os
 import pathlib
 import tempfile
 import zlib
@@ -88,6 +85,9 @@ def _read(path: pathlib.Path, header: tuple[int, ...]) -> bytes:
   return content
 
 
+def cli() -> None:
+  run(define_flags, main)
+
+
 if __name__ == "__main__":
-  define_flags()
-  run(main)
+  cli()

@@ -8,12 +8,12 @@ import tensorflow as tf
 from absl import logging
 
 from resnet.configs.config import Config
-from resnet.data.get_dataset import Dataset
+from resnet.data.get_dataset import EvaluationData
+from resnet.experiments.curves import ExperimentLogger
+from resnet.experiments.experiment import Experiment
 from resnet.models import get_model
 from resnet.training.checkpoint import CheckpointError, Checkpoints
 from resnet.utils.errors import UserError
-from resnet.utils.experiment import Experiment
-from resnet.utils.experiment_logger import ExperimentLogger
 
 WATCH_INTERVAL = 10  # seconds between two looks for a new checkpoint
 
@@ -61,7 +61,7 @@ def make_evaluate(
 def evaluate_checkpoints(
   config: Config,
   experiment: Experiment,
-  data: Mapping[str, tuple[Dataset, int | None]],
+  evaluation_data: Mapping[str, EvaluationData],
   step: int | None = None,
   watch: bool = False,
 ) -> None:
@@ -72,8 +72,8 @@ def evaluate_checkpoints(
   Args:
     config: of the experiment.
     experiment: whose folder has the checkpoints.
-    data: for each curve, "train_acc" and "valid_acc", the dataset and how many of its batches it is
-      measured on, None for all. Top-5 accuracy goes to the curve of that name with a 5 appended.
+    evaluation_data: for each curve, "train_acc" and "valid_acc", what it is measured on. Top-5 accuracy goes to
+      the curve of that name with a 5 appended.
     step: which checkpoint; None is the newest.
     watch: instead, every checkpoint that has no point on the curves yet, and those that appear from now
       on, until that of the last step, config.max_train_iter, is done.
@@ -89,9 +89,9 @@ def evaluate_checkpoints(
 
   def measure(step):
     step = checkpoints.restore(step)
-    for curve, (dataset, num_batches) in data.items():
-      with dataset.data_errors():
-        top1, top5 = evaluate(dataset.evaluation_batches(num_batches))
+    for curve, part in evaluation_data.items():
+      with part.dataset.data_errors():
+        top1, top5 = evaluate(part.batches())
       logger.log(curve, step, acc=top1)
       logger.log(f"{curve}5", step, acc=top5)
       print(f"step {step}: {curve} top-1 {100 * top1:.3f} %, top-5 {100 * top5:.3f} %", flush=True)

@@ -1,7 +1,5 @@
 """SGD with momentum, the way TensorFlow 1 counted it."""
 
-import math
-
 import keras
 import tensorflow as tf
 
@@ -23,11 +21,11 @@ class Momentum(keras.optimizers.Optimizer):
   Args:
     learning_rate: a float or a `keras.optimizers.schedules.LearningRateSchedule`.
     momentum: in [0, 1).
-    scales_loss: for gradients computed in float16, whose small values would be lost: `loss_scale` is what
-      their backward pass starts from, and what they are divided by before they are handed to `apply`. Where
-      one of them is not finite the scale is halved (down to 1), after 2,000 steps without it is doubled, and a
-      step in which it happens to any replica is counted, but changes no weight (Micikevicius et al. 2018,
-      "Mixed Precision Training"). Each replica has a scale of its own.
+    scales_loss: for gradients computed in float16, whose small values would be lost. `loss_scale` is what their
+      backward pass starts from, and what they are divided by before they are handed to `apply`. The scale is
+      halved (down to 1) where one of them is not finite, and doubled after 2,000 steps without (Micikevicius et
+      al. 2018, "Mixed Precision Training"). Each replica has a scale of its own. A step that overflows on any
+      replica is counted, but skipped: it changes no weight, and `skipped()` is true after it.
       `keras.optimizers.LossScaleOptimizer` looks at the gradients of the first replica alone.
   """
 
@@ -44,27 +42,35 @@ class Momentum(keras.optimizers.Optimizer):
       return
     super().build(variables)
     self.accumulators = [self.add_variable_from_reference(v, "accumulator") for v in variables]
+    self._places = {id(variable): place for place, variable in enumerate(variables)}
     if self.scales_loss:
       local = {"trainable": False, "aggregation": "only_first_replica", "synchronization": "on_read"}
       self.loss_scale = keras.Variable(INITIAL_LOSS_SCALE, dtype="float32", name="loss_scale", **local)
       self.finite_steps = keras.Variable(0.0, dtype="float32", name="finite_steps", **local)
+      # The share of replicas whose gradients overflow in this step: each assigns 0 or 1, the mean is kept.
+      self._overflow = keras.Variable(0.0, trainable=False, dtype="float32", aggregation="mean")
 
   def accumulator(self, variable: keras.Variable) -> keras.Variable:
     """The accumulator of `variable`, one of those that the optimizer was built for."""
-    return self.accumulators[self._get_variable_index(variable)]
+    return self.accumulators[self._places[id(variable)]]
 
   def apply(self, grads, trainable_variables=None):
-    super().apply(self._adapt_loss_scale(grads) if self.scales_loss else grads, trainable_variables)
+    if self.scales_loss:
+      self._adapt_loss_scale(grads)
+    super().apply(grads, trainable_variables)
 
   def _adapt_loss_scale(self, gradients):
-    """`gradients`, or NaN all of them, so that the sum over replicas is, if this replica's are not finite."""
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
     steps = tf.where(finite, self.finite_steps + 1, 0.0)
     doubles = tf.equal(steps, STEPS_TO_DOUBLE)
     self.finite_steps.assign(tf.where(doubles, 0.0, steps))
     scale = self.loss_scale * tf.where(doubles, 2.0, tf.where(finite, 1.0, 0.5))
     self.loss_scale.assign(tf.maximum(scale, LEAST_LOSS_SCALE))
-    return [tf.where(finite, gradient, math.nan) for gradient in gradients]
+    self._overflow.assign(tf.where(finite, 0.0, 1.0))
+
+  def skipped(self) -> tf.Tensor:
+    """Whether the last step overflowed on any replica: a scalar bool."""
+    return self._overflow > 0
 
   def overflows_always(self) -> bool:
     """Whether the last step overflowed although its loss was not scaled up."""
@@ -75,9 +81,9 @@ class Momentum(keras.optimizers.Optimizer):
   def update_step(self, gradient, variable, learning_rate):
     rate, momentum = (tf.cast(value, variable.dtype) for value in (learning_rate, self.momentum))
     if self.scales_loss:  # 1 * accumulator + 0, weight - 0 * accumulator: nothing changes.
-      finite = tf.reduce_all(tf.math.is_finite(gradient))
-      gradient, rate = tf.where(finite, gradient, 0.0), tf.where(finite, rate, 0.0)
-      momentum = tf.where(finite, momentum, 1.0)
+      skipped = self.skipped()
+      gradient, rate = tf.where(skipped, 0.0, gradient), tf.where(skipped, 0.0, rate)
+      momentum = tf.where(skipped, 1.0, momentum)
     tf.raw_ops.ResourceApplyMomentum(
       var=variable.handle,
       accum=self.accumulator(variable).handle,

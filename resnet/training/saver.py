@@ -5,11 +5,11 @@ import math
 from absl import logging
 
 from resnet.configs.config import Config
+from resnet.experiments.experiment import Experiment
 from resnet.training.checkpoint import PREFIX, Checkpoints, NotFiniteError, SaveError
 from resnet.training.lr_schedule import learning_rate
 from resnet.training.optimizer import Momentum
 from resnet.utils.errors import UserError
-from resnet.utils.experiment import Experiment
 
 
 class Saver:

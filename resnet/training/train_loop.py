@@ -11,7 +11,10 @@ import tqdm
 from absl import logging
 
 from resnet.configs.config import Config
-from resnet.data.get_dataset import Dataset
+from resnet.data.get_dataset import Dataset, EvaluationData
+from resnet.experiments.curves import ExperimentLogger
+from resnet.experiments.experiment import Experiment
+from resnet.experiments.lock import locked
 from resnet.models import RevNet, get_model
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.evaluate import make_evaluate
@@ -21,9 +24,6 @@ from resnet.training.saver import Saver
 from resnet.training.step import averaged_over_passes
 from resnet.training.strategy import is_chief, lost_worker_errors, num_workers
 from resnet.utils.errors import UserError
-from resnet.utils.experiment import Experiment
-from resnet.utils.experiment_lock import locked
-from resnet.utils.experiment_logger import ExperimentLogger
 from resnet.utils.interrupt import deferred_signals
 
 MAX_RECONSTRUCTION_ERROR = 1e-2  # relative; beyond it there is a warning.
@@ -34,7 +34,7 @@ def train(
   experiment: Experiment,
   strategy: tf.distribute.Strategy,
   train_data: Dataset,
-  evaluation_data: Mapping[str, tf.data.Dataset],
+  evaluation_data: Mapping[str, EvaluationData],
   restore: bool = False,
   max_num_steps: int = -1,
   num_pass: int = 1,
@@ -51,7 +51,7 @@ def train(
     experiment: where checkpoints and curves go. Its folder is made here, unless `restore`.
     strategy: the devices.
     train_data: to train on.
-    evaluation_data: for each curve, "train_acc" and "valid_acc", the batches that it is measured on.
+    evaluation_data: for each curve, "train_acc" and "valid_acc", what it is measured on.
     restore: continue the experiment.
     max_num_steps: how many steps this run may take; -1 for all up to config.max_train_iter.
     num_pass, jit: see `make_train_step`.
@@ -96,6 +96,7 @@ def train(
 
     train_step = make_train_step(model, optimizer, strategy, num_pass, jit)
     evaluate = make_evaluate(model, strategy)
+    evaluation_batches = {curve: part.batches() for curve, part in evaluation_data.items()}
     saver = Saver(checkpoints, config, experiment, start if restore else None)
     reconstruction_errors = None
     if monitors_reconstruction:
@@ -123,7 +124,7 @@ def train(
           if reconstruction_errors:
             _log_reconstruction(logger, step, reconstruction_errors(), config.grid_bits)
         if validates:
-          for curve, dataset in evaluation_data.items():
+          for curve, dataset in evaluation_batches.items():
             logger.log(curve, step, acc=evaluate(dataset)[0])
         interrupted = signal_received()
         if saves or interrupted or step == stop:
@@ -138,7 +139,7 @@ def train(
       print(f"stopped at step {step}; continue with --restore --id {experiment.id}")
       raise SystemExit(128 + number)
     with lost_worker_errors():
-      return {curve: evaluate(dataset)[0] for curve, dataset in evaluation_data.items()}
+      return {curve: evaluate(dataset)[0] for curve, dataset in evaluation_batches.items()}
 
 
 def make_train_step(
@@ -167,15 +168,13 @@ def make_train_step(
     state = model.non_trainable_variables
     before = [tf.convert_to_tensor(variable.value) for variable in state] if optimizer.scales_loss else []
     loss, gradients = compute(model, images, labels, num_pass, loss_scale)
-    if optimizer.scales_loss:  # The optimizer skips a step that overflows on any replica; so do the statistics.
-      bad = tf.reduce_any([tf.reduce_any(~tf.math.is_finite(gradient)) for gradient in gradients])
-      context = tf.distribute.get_replica_context()
-      skipped = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(bad, tf.float32)) > 0
-      for variable, value in zip(state, before, strict=True):
-        variable.assign(tf.where(skipped, value, variable.value))
     if replicas > 1:  # The optimizer sums over the replicas.
       gradients = [gradient / replicas for gradient in gradients]
     optimizer.apply(gradients, model.trainable_variables)
+    if optimizer.scales_loss:  # A step that the optimizer skips leaves the moving statistics, too.
+      skipped = optimizer.skipped()
+      for variable, value in zip(state, before, strict=True):
+        variable.assign(tf.where(skipped, value, variable.value))
     return loss
 
   @tf.function(autograph=False)  # No Python in it branches on a tensor.

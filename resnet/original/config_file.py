@@ -4,9 +4,13 @@ Most fields carry over by name. `OWN_FIELDS` are those that do not; any one of t
 configuration as the original's.
 """
 
+import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
+from resnet.configs import Config, get_config
+from resnet.configs.config_factory import config_from_fields, config_names, errors_naming, read_fields
 from resnet.utils.errors import UserError
 
 # Fields of the original alone, and why nothing is lost by dropping them here.
@@ -28,6 +32,22 @@ _FIXED = {
   ),
 }
 OWN_FIELDS = (*_DROPPED, *_FIXED, "lr_scheduler_type")
+
+
+def load_config(path: str | os.PathLike) -> Config:
+  """The configuration at `path`, saved by `resnet.configs.save_config` or as conf.json by the original code.
+
+  A file with any of `OWN_FIELDS` is the original's. Its name is that of the class it was derived from, often of
+  another network; where a registered configuration has the same network, the name is taken from it.
+
+  Raises:
+    UserError (a ValueError): no such file, not JSON, a field unknown, missing or impossible.
+  """
+  fields = read_fields(path)
+  with errors_naming(path):
+    if not is_original(fields):
+      return config_from_fields(fields)
+    return _renamed(config_from_fields(from_original(fields)))
 
 
 def is_original(fields: Mapping[str, Any]) -> bool:
@@ -73,3 +93,20 @@ def _implied(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {**implied, "dataset": "imagenet"}
   dataset = "cifar-100" if fields.get("num_classes") == 100 else "cifar-10"
   return {**implied, "dataset": dataset, "num_classes": 10, "preprocessor": "cifar", "valid_batch_size": 100}
+
+
+def _renamed(config: Config) -> Config:
+  """`config`, under the name of the registered configuration of the same network if there is one."""
+  same = [name for name in config_names() if _network(get_config(name)) == _network(config)]
+  if not same or config.name in same:
+    return config
+  return dataclasses.replace(config, name=same[0])
+
+
+def _network(config: Config) -> list[object]:
+  """What makes two networks one, up to the number of classes."""
+  names = (
+    "model_class height width num_channel num_residual_units filters strides use_bottleneck "
+    "init_filter init_stride init_max_pool"
+  )
+  return [getattr(config, name) for name in names.split()]

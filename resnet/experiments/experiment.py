@@ -2,14 +2,10 @@
 
 import contextlib
 import dataclasses
-import datetime
 import pathlib
-import random
 from collections.abc import Iterator
-from typing import Any, Protocol
 
-from resnet.configs import get_config, get_config_from_json, override_config, save_config
-from resnet.configs.config import NUM_CLASSES, Config
+from resnet.configs import Config, get_config_from_json, save_config
 from resnet.utils.errors import UserError
 
 MAX_ID_BYTES = 200  # Names of files may have 255.
@@ -91,66 +87,3 @@ def _write_errors(folder: pathlib.Path) -> Iterator[None]:
     yield
   except OSError as error:
     raise UserError(f"cannot write to {error.filename or folder}: {error.strerror}") from error
-
-
-class TrainingFlags(Protocol):
-  """The flags of a run script that choose experiment and configuration; None is a flag not given."""
-
-  id: str | None
-  results: str
-  logs: str
-  restore: bool
-  model: str | None
-  config: str | None
-  dtype: str | None
-  override: list[str]
-
-
-def open_experiment(
-  flags: TrainingFlags, default_model: str, dataset: str | None = None, run_validation: bool | None = None
-) -> tuple[Experiment, Config]:
-  """The experiment and configuration that a run script's flags ask for.
-
-  Args:
-    flags: without an id it is a new experiment; with restore, the configuration is that which the
-      experiment was started with, unless another is given.
-    default_model: of a new experiment.
-    dataset: instead of the configuration's; sets num_classes too. None leaves it.
-    run_validation: instead of the configuration's. None leaves it.
-
-  Raises:
-    UserError: flags that contradict each other or the experiment, a configuration that cannot be.
-  """
-  if flags.restore and flags.id is None:
-    raise UserError("--restore needs --id, the experiment to continue")
-  chosen = [
-    ("model", "name", flags.model),
-    ("dataset", "dataset", dataset),
-    ("validation", "run_validation", run_validation),
-    ("dtype", "dtype", flags.dtype),
-  ]
-  if flags.config is not None:
-    config = get_config_from_json(flags.config)
-  elif flags.restore:
-    config = Experiment.named(flags.id or "", flags.results, flags.logs).load_config()
-    for flag, field, given in chosen:
-      saved = getattr(config, field)
-      if given not in (None, saved):
-        raise UserError(f"--{flag} is {given}, but experiment {flags.id} was started with {saved}")
-  else:
-    config = get_config(default_model if flags.model is None else flags.model)
-  fields: dict[str, Any] = {field: given for _, field, given in chosen[1:] if given is not None}
-  if dataset is not None:
-    fields["num_classes"] = NUM_CLASSES[dataset]
-  config = override_config(dataclasses.replace(config, **fields), flags.override)
-  name = flags.id if flags.id is not None else new_id(config.dataset, config.name)
-  experiment = Experiment.named(name, flags.results, flags.logs)
-  if not flags.restore:
-    experiment.require_new()
-  return experiment, config
-
-
-def new_id(dataset: str, model: str) -> str:
-  """A fresh id, e.g. exp_cifar-100_revnet-110_2017-05-19-12-30-00-123456-042."""
-  now = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M-%S-%f")
-  return f"exp_{dataset}_{model}_{now}-{random.SystemRandom().randrange(1000):03d}"

@@ -30,12 +30,12 @@ from absl import flags
 # TensorFlow stays out of this process: a child counts in its peak what its parent held when starting it.
 from resnet.configs import get_config
 from resnet.configs.config import DTYPES
-from resnet.tools.benchmark_report import MODES, Case, Result, plot, summarize, table
+from resnet.tools.benchmark.report import MODES, Case, Result, plot, summarize, table
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
 
 FLAGS = flags.FLAGS
-WORKER = [sys.executable, "-m", "resnet.tools.benchmark_worker"]
+WORKER = [sys.executable, "-m", "resnet.tools.benchmark.worker"]
 
 
 def define_flags() -> None:
@@ -213,6 +213,9 @@ def _log(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
+def cli() -> None:
+  run(define_flags, main)
+
+
 if __name__ == "__main__":
-  define_flags()
-  run(main)
+  cli()

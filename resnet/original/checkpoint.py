@@ -16,9 +16,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from resnet.original.checkpoint_files import checkpoint_prefix
 from resnet.training.lr_schedule import learning_rate_schedule
 from resnet.training.optimizer import Momentum
-from resnet.utils.checkpoint_files import checkpoint_prefix
 from resnet.utils.errors import UserError
 
 _ORIGINAL_NAMES = {

@@ -10,9 +10,9 @@ from parity_cases import CASES, FOLDER, restored
 from tf1_files import read, write
 
 from resnet.models import get_model
+from resnet.original.checkpoint import load_tf1_checkpoint, save_tf1_checkpoint, variable_map
 from resnet.training.optimizer import Momentum
 from resnet.utils.errors import UserError
-from resnet.utils.tf1_checkpoint import load_tf1_checkpoint, save_tf1_checkpoint, variable_map
 
 CASE = "revnet-btl-test"
 PREFIX = FOLDER / CASE / "model.ckpt-0"

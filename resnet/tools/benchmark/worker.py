@@ -4,13 +4,10 @@ Reads lines of JSON from standard input and answers each by a line of JSON on st
 case, whose first step is taken, then {"steps": N} for N steps more, any number of times.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before TensorFlow is loaded: warnings and worse only.
-
 import dataclasses
 import itertools
 import json
+import os
 import resource
 import sys
 import time
@@ -23,7 +20,7 @@ import tensorflow as tf
 from resnet.configs import get_config
 from resnet.configs.config import Config
 from resnet.models import ReversibleChain, RevNet, get_model, recompute
-from resnet.tools.benchmark_report import Case
+from resnet.tools.benchmark.report import Case
 from resnet.training.optimizer import make_optimizer
 from resnet.training.strategy import make_strategy
 from resnet.training.train_loop import make_train_step

@@ -28,9 +28,9 @@ import tensorflow as tf
 import tqdm
 from absl import flags
 
-from resnet.tools.bounding_boxes import Box, read_boxes
-from resnet.tools.imagenet_pictures import Picture, list_pictures, read_lines, with_labels
-from resnet.tools.imagenet_shards import Shard, write_shard
+from resnet.tools.build_imagenet_records.bounding_boxes import Box, read_boxes
+from resnet.tools.build_imagenet_records.pictures import Picture, list_pictures, read_lines, with_labels
+from resnet.tools.build_imagenet_records.shards import Shard, write_shard
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
 
@@ -213,6 +213,9 @@ def _summarize(shards: list[Shard]) -> None:
     )
 
 
+def cli() -> None:
+  run(define_flags, main)
+
+
 if __name__ == "__main__":
-  define_flags()
-  run(main)
+  cli()

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from resnet.tools.bounding_boxes import Box
-from resnet.tools.imagenet_pictures import Picture
+from resnet.tools.build_imagenet_records.bounding_boxes import Box
+from resnet.tools.build_imagenet_records.pictures import Picture
 
 _CONVERSION_QUALITY = 100  # of the few pictures that are no RGB or grayscale JPEG, as in the original's records
 
