@@ -42,7 +42,6 @@ class Momentum(keras.optimizers.Optimizer):
       return
     super().build(variables)
     self.accumulators = [self.add_variable_from_reference(v, "accumulator") for v in variables]
-    self._places = {id(variable): place for place, variable in enumerate(variables)}
     if self.scales_loss:
       local = {"trainable": False, "aggregation": "only_first_replica", "synchronization": "on_read"}
       self.loss_scale = keras.Variable(INITIAL_LOSS_SCALE, dtype="float32", name="loss_scale", **local)
@@ -52,7 +51,7 @@ class Momentum(keras.optimizers.Optimizer):
 
   def accumulator(self, variable: keras.Variable) -> keras.Variable:
     """The accumulator of `variable`, one of those that the optimizer was built for."""
-    return self.accumulators[self._places[id(variable)]]
+    return self.accumulators[self._get_variable_index(variable)]
 
   def apply(self, grads, trainable_variables=None):
     if self.scales_loss:
