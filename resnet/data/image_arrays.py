@@ -9,6 +9,7 @@ from resnet.configs.config import Config
 
 # Augmentation of the CIFAR experiments: zero-pad by 2 pixels on each side, crop at random.
 PADDING = 2
+BATCHES_AHEAD = 4  # that are prepared while a step is taken
 
 
 class ImageArrays:
@@ -58,14 +59,14 @@ class ImageArrays:
 
     indices = shuffled_indices(self.num_examples, seed, start_step * batch_size)
     steps = indices.batch(batch_size, drop_remainder=True).enumerate(start_step)
-    return steps.map(batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return _prefetched(steps.map(batch, BATCHES_AHEAD))
 
   def evaluation_batches(self, num_batches: int | None = None) -> tf.data.Dataset:
     """Every example once, in order, unaugmented; with `num_batches`, the first so many batches."""
     batch_size = self._config.valid_batch_size
     first = slice(None if num_batches is None else num_batches * batch_size)
     dataset = tf.data.Dataset.from_tensor_slices((self._images[first], self._labels[first])).batch(batch_size)
-    return dataset.map(lambda x, y: (self._centre(x), y), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return _prefetched(dataset.map(lambda x, y: (self._centre(x), y)))
 
   def data_errors(self) -> contextlib.AbstractContextManager[None]:
     """Nothing can go wrong with images in memory."""
@@ -73,6 +74,13 @@ class ImageArrays:
 
   def _centre(self, images):
     return tf.cast(images, tf.float32) - self._mean_image
+
+
+def _prefetched(batches: tf.data.Dataset) -> tf.data.Dataset:
+  options = tf.data.Options()
+  # There is nothing to tune, and whoever drops an iterator waits for the tuning thread to wake: up to a minute.
+  options.autotune.enabled = False
+  return batches.prefetch(BATCHES_AHEAD).with_options(options)
 
 
 def shuffled_indices(num_examples: int, seed: int, start: int) -> tf.data.Dataset:
