@@ -32,3 +32,17 @@ def run_script(tmp_path, monkeypatch, capsys):
     return exit_info.value.code
 
   return run_in_process
+
+
+@pytest.fixture
+def run_module(tmp_path, monkeypatch):
+  """A function that runs a tool's `cli()` in this process, and returns its exit code or error message."""
+  monkeypatch.chdir(tmp_path)
+
+  def run_in_process(module, *arguments):
+    monkeypatch.setattr(sys, "argv", [module.__file__, *arguments])
+    with fresh_flags(), pytest.raises(SystemExit) as exit_info:
+      module.cli()
+    return exit_info.value.code
+
+  return run_in_process

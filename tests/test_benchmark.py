@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import tensorflow as tf
-from helpers import assert_close, fresh_flags, make_batch, values
+from helpers import assert_close, make_batch, values
 
 from resnet.tools.benchmark import __main__ as benchmark
 from resnet.tools.benchmark.report import MODES, Case, Result, plot, summarize, table
@@ -45,18 +45,9 @@ def fake_worker(monkeypatch):
 
 
 @pytest.fixture
-def run_benchmark(tmp_path, monkeypatch):
+def run_benchmark(run_module):
   """A function that runs the tool in this process, and returns its exit status or message."""
-
-  def run(*arguments):
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", f"--output={tmp_path}/out", *arguments])
-    with fresh_flags():
-      benchmark.define_flags()
-      with pytest.raises(SystemExit) as exit_info:
-        benchmark.run(benchmark.main)
-    return exit_info.value.code
-
-  return run
+  return functools.partial(run_module, benchmark, "--output=out")
 
 
 def made_up(mode, batch, steps, peak_mb, units=(9, 9, 9), error=None):
@@ -136,7 +127,7 @@ def test_cases():
 )
 def test_a_mistake_is_one_line(arguments, message, run_benchmark):
   error = run_benchmark(*arguments)
-  assert error.startswith("benchmark.py: error: ")
+  assert error.startswith("benchmark: error: ")
   assert message in error
   assert "\n" not in error
 

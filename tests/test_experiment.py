@@ -6,7 +6,7 @@ import pytest
 
 from resnet.configs import get_config
 from resnet.experiments.experiment import Experiment
-from resnet.experiments.flags import choose_experiment, new_id
+from resnet.training_flags import choose_experiment, new_id
 from resnet.utils.errors import UserError
 
 

@@ -87,14 +87,6 @@ class ExperimentLogger:
           tf.summary.write(tag, tf.constant(value, tf.float32), step=step, metadata=_scalar_metadata())
       self._writer.flush()
 
-  def steps(self, name: str) -> set[int]:
-    """The steps of the points of the curve `name`; lines that are cut or damaged are no points."""
-    try:
-      lines = pathlib.Path(self._folder or "", f"{name}.csv").read_bytes().splitlines(keepends=True)
-    except OSError:
-      return set()
-    return {step for step in map(_step, lines) if step is not None}
-
   @contextlib.contextmanager
   def _warning(self) -> Iterator[None]:
     try:
@@ -104,6 +96,25 @@ class ExperimentLogger:
         self._has_warned = True
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         logging.warning("cannot write curves to %s: %s; training goes on without", self._folder, reason)
+
+
+def read_curve(path: str | os.PathLike) -> dict[int, float]:
+  """The points of a curve's file: its first value by step, in the order of the steps.
+
+  A step that is there twice counts once, as it was written first. Lines that are cut or damaged are no points,
+  and a file that cannot be read has none.
+  """
+  try:
+    lines = pathlib.Path(path).read_bytes().splitlines(keepends=True)
+  except OSError:
+    return {}
+  points: dict[int, float] = {}
+  for line in lines:
+    step = _step(line)
+    if step is not None:
+      with contextlib.suppress(ValueError):
+        points.setdefault(step, float(line.split(b",")[2]))
+  return dict(sorted(points.items()))
 
 
 def _step(line: bytes) -> int | None:

@@ -9,7 +9,7 @@ from absl import logging
 
 from resnet.configs.config import Config
 from resnet.data.get_dataset import EvaluationData
-from resnet.experiments.curves import ExperimentLogger
+from resnet.experiments.curves import ExperimentLogger, read_curve
 from resnet.experiments.experiment import Experiment
 from resnet.models import get_model
 from resnet.training.checkpoint import CheckpointError, Checkpoints
@@ -99,7 +99,7 @@ def evaluate_checkpoints(
   if not watch:
     measure(step)
     return
-  done, damaged = logger.steps("valid_acc"), set()
+  done, damaged = set(read_curve(experiment.logs_folder / "valid_acc.csv")), set()
   while True:
     for new in sorted(set(checkpoints.steps()) - done):
       try:

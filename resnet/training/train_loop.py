@@ -44,7 +44,8 @@ def train(
   """Trains a model, from its initial weights or from the experiment's newest checkpoint.
 
   Writes the loss every config.disp_iter steps, accuracies every config.valid_iter, a checkpoint and the
-  learning rate every config.save_iter, all of them after the first step too, and a checkpoint at the end.
+  learning rate every config.save_iter, all of them after the first step too, the learning rate where it
+  changes, and a checkpoint at the end.
 
   Args:
     config: network and training.
@@ -127,9 +128,11 @@ def train(
           for curve, dataset in evaluation_batches.items():
             logger.log(curve, step, acc=evaluate(dataset)[0])
         interrupted = signal_received()
-        if saves or interrupted or step == stop:
+        saves = saves or interrupted or step == stop
+        if saves or step in config.lr_decay_steps:
           # Curves before the checkpoint: a run that is killed between the two writes these points again.
           logger.log("learn_rate", step, lr=learning_rate(config, step))
+        if saves:
           saver.save(step)
         if interrupted:
           break

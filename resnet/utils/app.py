@@ -11,8 +11,13 @@ from absl import app, flags, logging
 from resnet.utils.errors import UserError
 
 
-def run(define_flags: Callable[[], None], main: Callable[[], None]) -> None:
+def run(
+  define_flags: Callable[[], None], main: Callable[..., None], takes_arguments: bool = False
+) -> None:
   """Defines a script's flags, parses the command line, and calls `main()`.
+
+  With `takes_arguments` it calls `main(arguments)`, a list of what the command line has beside flags; without,
+  such an argument is a mistake.
 
   A UserError, or a mistake in the flags, is printed as one line on standard error, and so is a file that cannot
   be read or written and a memory that is too small; the exit status is then 1. Any other error is the
@@ -21,7 +26,10 @@ def run(define_flags: Callable[[], None], main: Callable[[], None]) -> None:
   logging.set_verbosity(logging.WARNING)  # TensorFlow reports its routine at the level of info.
   define_flags()
   try:
-    app.run(lambda _: main(), flags_parser=_parse)
+    app.run(
+      lambda argv: main(argv[1:]) if takes_arguments else main(),
+      flags_parser=lambda argv: _parse(argv, takes_arguments),
+    )
   except UserError as error:
     _fail(error)
   except KeyboardInterrupt:
@@ -43,16 +51,17 @@ def _is_out_of_memory(error: Exception) -> bool:
   )
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], takes_arguments: bool) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
   except flags.Error as error:
     _fail(error)
-  if rest[1:]:
+  if rest[1:] and not takes_arguments:
     _fail(f"unexpected argument {rest[1]!r}; flags are written --name=value or --name value")
   return rest
 
 
 def _fail(error: object) -> None:
   message = " ".join(str(error).split())
-  sys.exit(f"{os.path.basename(sys.argv[0])}: error: {message}")
+  program = sys.argv[0].removesuffix("/__main__.py")  # The tool, where it is a folder.
+  sys.exit(f"{os.path.basename(program)}: error: {message}")

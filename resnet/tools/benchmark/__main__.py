@@ -31,6 +31,7 @@ from absl import flags
 from resnet.configs import get_config
 from resnet.configs.config import DTYPES
 from resnet.tools.benchmark.report import MODES, Case, Result, plot, summarize, table
+from resnet.tools.figures import require_matplotlib
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
 
@@ -53,6 +54,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
+  require_matplotlib()  # Before the hours of measuring.
   folder = pathlib.Path(FLAGS.output).parent
   if not folder.is_dir() or not os.access(folder, os.W_OK):
     raise UserError(f"--output is in {folder}, which is not a folder that can be written to")

@@ -6,16 +6,18 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from resnet.tools import figures
+
 MODES = ("ordinary", "recompute", "unrolled", "while_loop", "exact")
 MB = 1e6  # bytes
 
-# Colours that differ in lightness and for the colour-blind too (Okabe and Ito 2008).
+# Colour and marker of each.
 STYLES = {
-  "ordinary": ("#000000", "s"),
-  "recompute": ("#E69F00", "^"),
-  "unrolled": ("#0072B2", "o"),
-  "while_loop": ("#CC79A7", "D"),
-  "exact": ("#009E73", "v"),
+  "ordinary": (figures.BLACK, "s"),
+  "recompute": (figures.ORANGE, "^"),
+  "unrolled": (figures.BLUE, "o"),
+  "while_loop": (figures.PINK, "D"),
+  "exact": (figures.GREEN, "v"),
 }
 
 
@@ -139,10 +141,8 @@ def plot(rows: Sequence[dict[str, Any]], title: str, path: str | os.PathLike) ->
   Memory is that of an image where batches of two sizes tell it, otherwise the peak. Time is that of the
   smallest batch.
   """
-  from matplotlib.figure import Figure  # Nothing else of the package needs it.
-
   models = list(dict.fromkeys(row["model"] for row in rows))
-  figure = Figure(figsize=(10, 0.9 + 3.4 * len(models)), layout="constrained")
+  figure = figures.new_figure((10, 0.9 + 3.4 * len(models)))
   for axes, model in zip(figure.subplots(len(models), 2, squeeze=False), models):
     ours = [row for row in rows if row["model"] == model]
     batch = min(row["batch"] for row in ours)

@@ -1,0 +1,125 @@
+"""Fashion-MNIST: from its four files to batches for the CIFAR networks."""
+
+import dataclasses
+import gzip
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from resnet.configs import get_config
+from resnet.data import get_dataset
+from resnet.data.tfds_images import load_tfds_images
+from resnet.tools import prepare_fashion_mnist
+
+COUNTS = {"train": 60, "t10k": 20}
+HEADERS = {
+  "train-images-idx3-ubyte.gz": (2051, 60, 28, 28),
+  "train-labels-idx1-ubyte.gz": (2049, 60),
+  "t10k-images-idx3-ubyte.gz": (2051, 20, 28, 28),
+  "t10k-labels-idx1-ubyte.gz": (2049, 20),
+}
+
+
+def pictures(part):
+  """[N, 28, 28] uint8 of noise, and labels [N]."""
+  random = np.random.RandomState(COUNTS[part])
+  count = COUNTS[part]
+  return random.randint(0, 256, (count, 28, 28)).astype(np.uint8), (np.arange(count) % 10).astype(np.uint8)
+
+
+def write_source(folder):
+  folder.mkdir()
+  for part in COUNTS:
+    for (name, header), values in zip(
+      [item for item in HEADERS.items() if item[0].startswith(part)], pictures(part), strict=True
+    ):
+      content = np.array(header, ">i4").tobytes() + values.tobytes()
+      (folder / name).write_bytes(gzip.compress(content))
+  return folder
+
+
+@pytest.fixture
+def few(monkeypatch):
+  """The archives have 60 and 20 pictures instead of 60,000 and 10,000."""
+  module = tfds.image_classification.mnist
+  monkeypatch.setattr(prepare_fashion_mnist, "HEADERS", HEADERS)
+  monkeypatch.setattr(module, "_TRAIN_EXAMPLES", COUNTS["train"])
+  monkeypatch.setattr(module, "_TEST_EXAMPLES", COUNTS["t10k"])
+  load_tfds_images.cache_clear()
+  yield
+  load_tfds_images.cache_clear()
+
+
+@pytest.mark.usefixtures("few")
+def test_from_the_four_files_to_batches(run_module, tmp_path, capsys):
+  source = write_source(tmp_path / "source")
+  assert run_module(prepare_fashion_mnist, f"--source={source}", "--data_dir=data") is None
+  assert "fashion-mnist is prepared in data" in capsys.readouterr().out
+
+  images, labels = load_tfds_images("fashion-mnist", "data")["train"]
+  assert (images.shape, images.dtype) == ((60, 32, 32, 3), np.uint8)
+  originals, original_labels = pictures("train")
+  by_content = {image.tobytes(): label for image, label in zip(originals, original_labels, strict=True)}
+  for image, label in zip(images, labels, strict=True):
+    assert by_content[image[2:30, 2:30, 0].tobytes()] == label
+    assert (image == image[..., :1]).all(), "three equal channels"
+    assert image.sum() == 3 * image[2:30, 2:30, 0].astype(int).sum(), "the border is black"
+
+  config = dataclasses.replace(get_config("revnet-38"), dataset="fashion-mnist", batch_size=10)
+  sizes = {
+    split: get_dataset(config, "data", split).num_examples
+    for split in ("train", "traintrain", "trainval", "test")
+  }
+  assert sizes == {"train": 60, "traintrain": 54, "trainval": 6, "test": 20}
+  ((batch, _),) = get_dataset(config, "data", "train").training_batches(0).take(1)
+  assert batch.shape == (10, 32, 32, 3)
+
+
+@pytest.mark.usefixtures("few")
+def test_prepared_twice_it_stays(run_module, tmp_path):
+  source = write_source(tmp_path / "source")
+  for _ in range(2):
+    assert run_module(prepare_fashion_mnist, f"--source={source}", "--data_dir=data") is None
+
+
+def cut(path):
+  path.write_bytes(path.read_bytes()[:-20])
+
+
+def wrong_type(path):
+  path.write_bytes(gzip.compress(b"\0" * 100))
+
+
+def wrong_label(path):
+  content = gzip.decompress(path.read_bytes())
+  path.write_bytes(gzip.compress(content[:-1] + b"\x0a"))
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize(
+  ("name", "damage", "message"),
+  [
+    ("train-images-idx3-ubyte.gz", lambda path: path.unlink(), "train-images-idx3-ubyte.gz: No such file"),
+    ("train-images-idx3-ubyte.gz", cut, "train-images-idx3-ubyte.gz is damaged"),
+    ("t10k-images-idx3-ubyte.gz", wrong_type, "must hold 20 x 28 x 28 bytes"),
+    ("t10k-labels-idx1-ubyte.gz", wrong_label, "is damaged: labels must be below 10"),
+  ],
+)
+def test_damaged_files_are_one_line(run_module, tmp_path, name, damage, message):
+  source = write_source(tmp_path / "source")
+  damage(source / name)
+  error = run_module(prepare_fashion_mnist, f"--source={source}", "--data_dir=data")
+  assert error.startswith("prepare_fashion_mnist.py: error: ")
+  assert message in error
+  assert not (tmp_path / "data/fashion_mnist").exists()
+
+
+def test_missing_data_is_one_clear_line(run_script, tmp_path, monkeypatch):
+  def no_network(*_, **__):
+    raise OSError("no route to host")
+
+  monkeypatch.setattr("urllib.request.urlopen", no_network)
+  error = run_script("run_cifar_train.py", "--data_dir=empty", "--dataset=fashion-mnist", "--id=x")
+  assert "fashion-mnist is not prepared in empty and could not be downloaded (no route to host)" in error
+  assert not (tmp_path / "results").exists()
