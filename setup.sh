@@ -64,7 +64,9 @@ elif [ "$(uname -sm)" = 'Linux x86_64' ]; then
 else
   tensorflow='tensorflow'
 fi
-sed "s/^tensorflow\([<>=]\)/$tensorflow\1/" requirements.txt | pip install --quiet --disable-pip-version-check -r /dev/stdin
+# matplotlib is for the tools that draw.
+sed "s/^tensorflow\([<>=]\)/$tensorflow\1/" requirements.txt |
+  pip install --quiet --disable-pip-version-check -r /dev/stdin matplotlib
 
 if [ "$DOWNLOAD_CIFAR" = yes ]; then
   for name in cifar10 cifar100; do

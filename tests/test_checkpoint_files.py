@@ -8,8 +8,8 @@ import pytest
 from parity_cases import FOLDER
 from tf1_files import write, write_archive
 
+from resnet.original import checkpoint_files
 from resnet.original.checkpoint_files import checkpoint_prefix
-from resnet.utils import checkpoint_files
 from resnet.utils.errors import UserError
 
 FILES = {

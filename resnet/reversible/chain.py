@@ -35,6 +35,7 @@ from resnet.reversible.coupling import Additive, Coupling
 from resnet.reversible.gate import activations_are_stored, after, without_storing
 from resnet.reversible.grid import on_grid
 from resnet.reversible.loop import require_alike, run_loop, stack, undo_loop, unstack
+from resnet.reversible.private_apis import keras_mask
 from resnet.reversible.replay import ACTIVATIONS, STATISTICS
 from resnet.reversible.turn import Call, Turn, call_arguments, function_name, require_shape
 from resnet.reversible.unrolled import Record, rebuild, run, undo
@@ -197,7 +198,7 @@ class ReversibleChain(keras.layers.Layer):
     if not self.built:  # Not by way of `__call__`.
       self.build([tuple(stream.shape) for stream in streams])
     if mask is None:
-      mask = [getattr(stream, "_keras_mask", None) for stream in streams]
+      mask = [keras_mask(stream) for stream in streams]
     call = Call(training, mask, arguments)
     call.require_taken(self.name, self.call_arguments)
     dtype = stream_dtype(streams, self.variable_dtype)

@@ -1,7 +1,4 @@
-"""The order of the backward pass, and what tapes see of it.
-
-Private modules of TensorFlow are imported here alone.
-"""
+"""The order of the backward pass, and what tapes see of it."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -9,8 +6,8 @@ from contextvars import ContextVar
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.compiler.tf2xla.python import xla
-from tensorflow.python.ops import control_flow_util
+
+from resnet.reversible.private_apis import is_compiled_by_xla, optimization_barrier
 
 Tensors = Any  # a tensor, or lists, tuples and dicts of them
 
@@ -40,9 +37,9 @@ def after(done: Tensors, tensors: Tensors) -> Tensors:
   if tf.executing_eagerly():
     return tensors
   done, flat = tf.nest.flatten(done), tf.nest.flatten(tensors)
-  if control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+  if is_compiled_by_xla(tf.compat.v1.get_default_graph()):
     # XLA ignores control dependencies; to a barrier all results depend on all operands.
-    gated = xla.optimization_barrier(*flat, *done)[: len(flat)]
+    gated = optimization_barrier([*flat, *done])[: len(flat)]
   else:
     with tf.control_dependencies(done):
       gated = [tf.identity(tensor) for tensor in flat]

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from resnet.reversible.checks import build_layer
 from resnet.reversible.gate import Tensors, activations_are_stored, after, without_storing
+from resnet.reversible.private_apis import keras_mask
 from resnet.reversible.replay import STATISTICS, StatelessLayers, gated
 from resnet.reversible.turn import Call, call_arguments
 
@@ -138,6 +139,6 @@ def _with_mask(
 ) -> dict[str, Any]:
   """`arguments`, and the mask if there is one that the layer takes."""
   if mask is None:
-    mask = tf.nest.map_structure(lambda x: getattr(x, "_keras_mask", None), inputs)
+    mask = tf.nest.map_structure(keras_mask, inputs)
   given = any(leaf is not None for leaf in tf.nest.flatten(mask))
   return {**arguments, "mask": mask} if given and "mask" in call_arguments(layer) else arguments

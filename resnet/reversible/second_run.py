@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from resnet.reversible.gate import Tensors
+from resnet.reversible.private_apis import function_nodes
 
 # Op types that draw from a generator with a state of its own, and those that change a variable.
 _RANDOM = ("Random", "TruncatedNormal", "ParameterizedTruncatedNormal", "Multinomial", "Rng") + (
@@ -73,7 +74,7 @@ def _types(graph: tf.Graph, node: Any) -> Iterator[str]:
   for value in node.attr.values():
     for function in (value.func, *value.list.func):
       if function.name:
-        for inner in graph._get_function(function.name).definition.node_def:
+        for inner in function_nodes(graph, function.name):
           yield from _types(graph, inner)
 
 

@@ -51,7 +51,7 @@ class Momentum(keras.optimizers.Optimizer):
 
   def accumulator(self, variable: keras.Variable) -> keras.Variable:
     """The accumulator of `variable`, one of those that the optimizer was built for."""
-    return self.accumulators[self._get_variable_index(variable)]
+    return self.accumulators[self._get_variable_index(variable)]  # Private to Keras: see requirements.txt.
 
   def apply(self, grads, trainable_variables=None):
     if self.scales_loss:

@@ -24,13 +24,12 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import tensorflow as tf
 import tqdm
 from absl import flags
 
 from resnet.tools.build_imagenet_records.bounding_boxes import Box, read_boxes
 from resnet.tools.build_imagenet_records.pictures import Picture, list_pictures, read_lines, with_labels
-from resnet.tools.build_imagenet_records.shards import Shard, write_shard
+from resnet.tools.build_imagenet_records.shards import Shard, start_worker, write_shard
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
 
@@ -156,7 +155,7 @@ def _run_all(
     return
   # Processes are spawned: TensorFlow's threads do not survive a fork.
   pool = concurrent.futures.ProcessPoolExecutor(
-    min(num_workers, len(tasks)), multiprocessing.get_context("spawn"), _start_worker
+    min(num_workers, len(tasks)), multiprocessing.get_context("spawn"), start_worker
   )
   try:
     for future in concurrent.futures.as_completed([pool.submit(task) for task in tasks]):
@@ -165,12 +164,6 @@ def _run_all(
     raise UserError("a worker process was killed, perhaps for lack of memory; start again to go on") from error
   finally:
     pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-  tf.config.set_visible_devices([], "GPU")
-  tf.config.threading.set_intra_op_parallelism_threads(1)
-  tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
 def _validation_pictures(FLAGS: flags.FlagValues) -> list[Picture]:

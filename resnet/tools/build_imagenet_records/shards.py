@@ -23,6 +23,13 @@ class Shard(NamedTuple):
     return f"{self.path}.skipped"
 
 
+def start_worker() -> None:
+  """Prepares a process that writes shards: it takes one thread, and no GPU."""
+  tf.config.set_visible_devices([], "GPU")
+  tf.config.threading.set_intra_op_parallelism_threads(1)
+  tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
 def write_shard(shard: Shard, boxes: dict[str, list[Box]]) -> tuple[int, list[str]]:
   """Writes the file under a temporary name, then renames it.
 
