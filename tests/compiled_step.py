@@ -1,6 +1,7 @@
 """Compiles training steps by XLA and prints, as JSON, how many convolutions and bytes they take.
 
-compiled_step.py FOLDER: the one that XLA's flags say to write its reports to.
+compiled_step.py FOLDER STAGES UNITS: the folder that XLA's flags say to write its reports to, the stages of the
+network, and the units of each stage, for instance 4,6 for two networks.
 """
 
 import json
@@ -13,12 +14,19 @@ from helpers import make_batch, make_model
 
 from resnet.training.step import loss_and_gradients
 
-DUMP = pathlib.Path(sys.argv[1])
+DUMP, STAGES, UNITS = pathlib.Path(sys.argv[1]), int(sys.argv[2]), map(int, sys.argv[3].split(","))
 
 
-def compiled(**fields):
-  """(convolutions, bytes of temporary memory) of the step of a network of one stage."""
-  model = make_model("revnet-test", filters=(8, 8), strides=(1,), height=16, width=16, **fields)
+def compiled(units, **fields):
+  """(convolutions, bytes of temporary memory) of the step of a network, batch 100."""
+  network = {
+    "num_residual_units": (units,) * STAGES,
+    "filters": (8, *(8 * 2**stage for stage in range(STAGES))),
+    "strides": (1, *[2] * (STAGES - 1)),
+    "height": 16 * min(STAGES, 2),
+    "width": 16 * min(STAGES, 2),
+  }
+  model = make_model("revnet-test", **network, **fields)
   images, labels = make_batch(model, 100)
   step = tf.function(lambda x, y: loss_and_gradients(model, x, y), jit_compile=True)
   before = set(DUMP.glob("*"))
@@ -28,15 +36,13 @@ def compiled(**fields):
   return program.count(" convolution("), sum(map(int, sizes))
 
 
-modes = {
+MODES = {
   "ordinary": {"manual_gradients": False},
   "unrolled": {"chain": "unrolled"},
   "while_loop": {"chain": "while_loop"},
 }
-json.dump(
-  {
-    mode: {units: compiled(num_residual_units=(units,), **fields) for units in (4, 6)}
-    for mode, fields in modes.items()
-  },
-  sys.stdout,
-)
+steps: dict = {mode: {} for mode in MODES}
+for units in UNITS:
+  for mode, fields in MODES.items():
+    steps[mode][units] = compiled(units, **fields)
+json.dump(steps, sys.stdout)

@@ -1,6 +1,16 @@
-"""CIFAR models of the RevNet paper (Gomez et al. 2017, table 1 and section 5).
+"""CIFAR models of the RevNet paper (Gomez et al. 2017, section 5).
 
 ./run_cifar_train.py --dataset cifar-100 --model revnet-110
+
+Published test error in per cent:
+
+                          CIFAR-10             CIFAR-100
+                          ResNet   RevNet      ResNet   RevNet
+  resnet-32, revnet-38      7.14     7.24       29.95    28.96
+  resnet-110, revnet-110    5.74     5.76       26.44    25.40
+  resnet-164, revnet-164    5.24     5.17       23.37    23.69
+
+A run takes 80,000 steps of 100 images, which are 160 epochs. docs/results.md has the time of a step on a CPU.
 """
 
 import dataclasses

@@ -64,7 +64,7 @@ class Config:
   manual_gradients: bool  # rebuild activations in the backward pass instead of storing them
   chain: str  # form of the manual gradients, see resnet/reversible/chain.py; "auto": the faster one
   grid_bits: int = 0  # 14, say, rebuilds to the last bit, see ReversibleChain; 0: no grid, as in version 0.1
-  dtype: str  # Keras' dtype policy of the residual functions; float64 is for checks, the streams never mixed
+  dtype: str  # Keras' dtype policy of the residual functions; streams are float32, or float64 with float64
   # Training.
   batch_size: int  # of one update, over all replicas
   valid_batch_size: int  # of evaluation

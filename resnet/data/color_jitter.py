@@ -34,7 +34,7 @@ def mirror_and_jitter(image: tf.Tensor, draws: tf.Tensor, order: int, mirror: bo
     image: [H, W, 3], uint8 or float32, in 0..255 (bicubic interpolation may exceed that range).
     draws: [4] float32, uniform in [0, 1): see `jitter_from_uniform`.
     order: 0: brightness, saturation, hue, contrast; 1: brightness, contrast, saturation, hue. As in the
-      original, values are clipped once, at the end. Compiled for each, and for each value of `mirror`.
+      original, values are clipped once, at the end. The function is compiled for each order and `mirror`.
     mirror: swap left and right first.
 
   Returns:
@@ -59,9 +59,9 @@ def _adjust_contrast(image: tf.Tensor, jitter: Jitter) -> tf.Tensor:
 
 
 def _adjust_saturation_and_hue(image: tf.Tensor, jitter: Jitter) -> tf.Tensor:
-  """Both at once in hue, saturation and value; [3, H, W] to [3, H, W].
+  """Adjusts both at once, in the colour space HSV; [3, H, W] to [3, H, W].
 
-  With V the largest and C = V - min the spread of a pixel's channels, saturation is C / V. Scaling it, at most
+  V is the largest of a pixel's channels, C = V - min their spread, C / V the saturation. Scaling it, at most
   to 1, makes the spread min(factor * C, V), and 0 where V <= 0 (brightness may have pushed a pixel below
   black). Every channel then is V - spread * t, t being a trapezoid of the rotated hue.
   """
@@ -69,7 +69,7 @@ def _adjust_saturation_and_hue(image: tf.Tensor, jitter: Jitter) -> tf.Tensor:
   value = tf.maximum(tf.maximum(red, green), blue)
   spread = value - tf.minimum(tf.minimum(red, green), blue)
   # Compare channels with each other, not with `value`: a compiled loop may compute a channel anew, and round
-  # it otherwise than the loop before, which `value` comes from.
+  # it otherwise than the loop that computed `value`.
   is_red, is_green = tf.logical_and(red >= green, red >= blue), green >= blue
   difference = tf.where(is_red, green - blue, tf.where(is_green, blue - red, red - green))
   first_sixth = tf.where(is_red, 0.0, tf.where(is_green, 2.0, 4.0))

@@ -1,9 +1,9 @@
 """Which record is to blame when reading a data set fails.
 
-TensorFlow's error says that a picture could not be decoded, not which. So every example, before it is parsed,
-enters its position into a table, and leaves it once it is an image: after an error the table holds the record
-that failed and the few that other threads were working on. Those are read again, one by one. Costs a few
-microseconds an image.
+TensorFlow's error says that a picture could not be decoded, not which. So the position of every
+record is entered into a table before parsing, and removed once the image is done. After an error the table
+holds the record that failed and the few that other threads were working on; those are read again, one by one.
+The table costs a few microseconds an image.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ _FILE_BITS = 32  # a position is file * 2**32 + record, both counted from 0
 
 
 def first_position(file: tf.Tensor) -> tf.Tensor:
-  """The position of a file's record 0; `file` is its number among the split's, int64."""
+  """The position of a file's record 0; `file` is the file's number in the split, int64."""
   return tf.bitwise.left_shift(file, tf.constant(_FILE_BITS, tf.int64))
 
 
@@ -28,7 +28,7 @@ class RecordTracker:
 
   Args:
     files: of the split.
-    num_classes: labels must be below it.
+    num_classes: labels must be below this number.
   """
 
   def __init__(self, files: RecordFiles, num_classes: int) -> None:
@@ -93,7 +93,7 @@ class RecordTracker:
     return None
 
   def _find_damage(self, error: tf.errors.DataLossError) -> str | None:
-    """TensorFlow says at which byte a record is damaged, not of which file: tries those with a record there."""
+    """TensorFlow names the damaged record's byte, not its file: tries every file with a record at that byte."""
     match = re.search(r"record at (\d+)", error.message)
     for path in self._files.paths:
       try:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 FILE = pathlib.Path(__file__).with_name("digits.npz")
 NUM_TRAIN = 1500
-SIZE = 32  # pixels, that of the CIFAR networks
+SIZE = 32  # pixels, the input size of the CIFAR networks
 MAX_VALUE = 16
 
 

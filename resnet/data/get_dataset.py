@@ -22,7 +22,7 @@ class Dataset(Protocol):
 
   @property
   def num_examples(self) -> int:
-    """How many it has."""
+    """The number of examples."""
 
   def training_batches(self, start_step: int, num_shards: int = 1, shard: int = 0) -> tf.data.Dataset:
     """Endless: element k is this shard's part of the batch of step start_step + k, shuffled and augmented.
@@ -31,20 +31,24 @@ class Dataset(Protocol):
     """
 
   def evaluation_batches(self, num_batches: int | None = None) -> tf.data.Dataset:
-    """Every example once and as it is, in batches of config.valid_batch_size, the last one partial."""
+    """Every example once, not augmented, in batches of config.valid_batch_size; the last may be smaller.
+
+    With `num_batches`, only the first so many batches.
+    """
 
   def data_errors(self) -> contextlib.AbstractContextManager[None]:
-    """Within it, damaged data met while taking batches raises a UserError that names the place."""
+    """A context for taking batches: damaged data raises a UserError that names the place."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationData:
-  """What an accuracy is measured on: the first `num_batches` batches of a dataset, or all of it."""
+  """The data that an accuracy is measured on: the first `num_batches` batches of a dataset, or all of it."""
 
   dataset: Dataset
   num_batches: int | None = None
 
   def batches(self) -> tf.data.Dataset:
+    """The batches, see `Dataset.evaluation_batches`."""
     return self.dataset.evaluation_batches(self.num_batches)
 
 
@@ -59,12 +63,12 @@ def get_dataset(config: Config, data_dir: str | os.PathLike, split: str) -> Data
   Args:
     config: names the dataset, and the shape and size of its batches.
     data_dir: the folder of TensorFlow Datasets, into which images are downloaded on first use; for ImageNet
-      perhaps a folder of record files instead.
+      a folder of record files, see record_files.py.
     split: "train" or "validation" for ImageNet; for the others "train" or "test", or a part of the
       training images: "trainval" is the tenth that --validation holds out, "traintrain" the rest.
 
   Raises:
-    UserError: the data is not there and cannot be had, or does not fit the network.
+    UserError: the data is missing and cannot be downloaded, or does not fit the network.
   """
   if config.dataset == "imagenet":
     return ImagenetDataset(config, data_dir, split)
@@ -89,7 +93,7 @@ def get_dataset(config: Config, data_dir: str | os.PathLike, split: str) -> Data
 
 
 def held_out_indices(num_examples: int) -> tuple[np.ndarray, np.ndarray]:
-  """(indices of the tenth that --validation holds out, of the rest), the original code's for CIFAR."""
+  """(indices of the tenth that --validation holds out, of the rest); for CIFAR as in the original code."""
   order = np.random.RandomState(0).permutation(num_examples)
   num_held_out = math.ceil(num_examples / 10)
   return order[:num_held_out], order[num_held_out:]

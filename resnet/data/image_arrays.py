@@ -9,7 +9,7 @@ from resnet.configs.config import Config
 
 # Augmentation of the CIFAR experiments: zero-pad by 2 pixels on each side, crop at random.
 PADDING = 2
-BATCHES_AHEAD = 4  # that are prepared while a step is taken
+BATCHES_AHEAD = 4  # batches prepared while a step runs
 
 
 class ImageArrays:
@@ -37,6 +37,7 @@ class ImageArrays:
 
   @property
   def num_examples(self) -> int:
+    """The number of images."""
     return len(self._images)
 
   def training_batches(self, start_step: int, num_shards: int = 1, shard: int = 0) -> tf.data.Dataset:
@@ -78,15 +79,15 @@ class ImageArrays:
 
 def _prefetched(batches: tf.data.Dataset) -> tf.data.Dataset:
   options = tf.data.Options()
-  # There is nothing to tune, and whoever drops an iterator waits for the tuning thread to wake: up to a minute.
+  # There is nothing to tune, and dropping an iterator would wait up to a minute for the tuning thread to wake.
   options.autotune.enabled = False
   return batches.prefetch(BATCHES_AHEAD).with_options(options)
 
 
 def shuffled_indices(num_examples: int, seed: int, start: int) -> tf.data.Dataset:
-  """Endless: the indices of one epoch after the other, in an order drawn anew for each.
+  """Endless: the indices of one epoch after the other, in an order drawn anew for each epoch.
 
-  Starts at the `start`-th of them.
+  The first `start` indices are skipped.
   """
 
   def epoch_indices(epoch):

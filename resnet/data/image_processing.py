@@ -5,7 +5,7 @@ the same pixels, eagerly or in a graph. A file that is called JPEG but is a PNG 
 and so does a JPEG in CMYK (ImageNet has 22), which the decoder converts to RGB.
 
 inception, training (Szegedy et al. 2015, as the original code does it): crop a random part of the picture that
-covers at least 0.1 of an annotated box, resize it whatever its aspect, mirror half of them, jitter the colours,
+covers at least 0.1 of an annotated box, resize it whatever its aspect, mirror every other one at random, jitter the colours,
 clip, scale to [-1, 1]. Evaluation: central 0.875 of each side, bilinear resize, scale to [-1, 1].
 
 vgg, training (Simonyan & Zisserman 2015, section 3.1): scale the shorter side to a length drawn from 256-480

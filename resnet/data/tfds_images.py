@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from resnet.utils.errors import UserError
 
 TFDS_NAMES = {"cifar-10": "cifar10", "cifar-100": "cifar100", "fashion-mnist": "fashion_mnist"}
-SIZE = 32  # pixels, that of the CIFAR networks
+SIZE = 32  # pixels, the input size of the CIFAR networks
 
 
 @functools.lru_cache(maxsize=1)  # Training and evaluation read the same archives.
@@ -24,7 +24,7 @@ def load_tfds_images(name: str, data_dir: str) -> dict[str, tuple[np.ndarray, np
     data_dir: the folder of TensorFlow Datasets. What is not prepared there yet is downloaded.
 
   Raises:
-    UserError: not there, and the download failed.
+    UserError: the images are not in data_dir, and the download failed.
   """
   try:
     builder = tfds.builder(TFDS_NAMES[name], data_dir=data_dir)

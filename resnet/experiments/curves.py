@@ -34,8 +34,8 @@ class ExperimentLogger:
 
   Args:
     folder: made if it is not there. None: nothing is written.
-    start: the step that a run starts from. Points of later steps, which it will write again, are moved from
-      each NAME.csv to NAME.csv.dropped. None leaves them, for one who writes points in any order.
+    start: the step that the run starts from. It will write the points of later steps again, so they are moved
+      from each NAME.csv to NAME.csv.dropped. None leaves them, for a writer of points in any order.
   """
 
   def __init__(self, folder: pathlib.Path | None, start: int | None = None):
@@ -63,7 +63,7 @@ class ExperimentLogger:
     Args:
       name: of the curve.
       step: how many updates have been done so far.
-      **values: by their columns, the same for all points of the curve.
+      **values: by column; the columns are the same for all points of the curve.
     """
     if self._folder is None:
       return
@@ -99,10 +99,10 @@ class ExperimentLogger:
 
 
 def read_curve(path: str | os.PathLike) -> dict[int, float]:
-  """The points of a curve's file: its first value by step, in the order of the steps.
+  """The points of a curve's file: the first column of values by step, in the order of the steps.
 
-  A step that is there twice counts once, as it was written first. Lines that are cut or damaged are no points,
-  and a file that cannot be read has none.
+  Of a step that is there twice, the first point counts. Lines that are cut or damaged are skipped. A file that
+  cannot be read has no points.
   """
   try:
     lines = pathlib.Path(path).read_bytes().splitlines(keepends=True)
@@ -124,7 +124,7 @@ def _step(line: bytes) -> int | None:
 
 
 def _drop_after(path: pathlib.Path, start: int) -> None:
-  """Keeps of a curve its header and the first point of each step up to `start`."""
+  """Keeps a curve's header and the first point of each step up to `start`; moves the rest to PATH.dropped."""
   if not path.exists():
     return
   header, *lines = path.read_bytes().splitlines(keepends=True) or [b""]
@@ -146,6 +146,6 @@ def _drop_after(path: pathlib.Path, start: int) -> None:
 
 
 def _scalar_metadata():
-  """What makes TensorBoard draw a curve; `tf.summary.scalar` would need TensorBoard to be installed."""
+  """Makes TensorBoard draw a curve. `tf.summary.scalar` does it, too, but needs TensorBoard to be installed."""
   plugin = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
   return tf.compat.v1.SummaryMetadata(plugin_data=plugin)

@@ -16,9 +16,9 @@ class Experiment:
   """The files of one run.
 
   Attributes:
-    id: its name.
-    folder: {results}/{id}, where its configuration and checkpoints are.
-    logs_folder: {logs}/{id}, where its curves are.
+    id: the name of the run.
+    folder: {results}/{id}, of configuration and checkpoints.
+    logs_folder: {logs}/{id}, of the curves.
   """
 
   id: str
@@ -27,7 +27,11 @@ class Experiment:
 
   @classmethod
   def named(cls, experiment_id: str, results: str, logs: str) -> "Experiment":
-    """The experiment `experiment_id` under the folders `results` and `logs`; makes nothing."""
+    """The experiment `experiment_id` under the folders `results` and `logs`; makes no folder.
+
+    Raises:
+      UserError: the name cannot be that of a folder, or is too long.
+    """
     if experiment_id in ("", ".", "..") or "/" in experiment_id or not experiment_id.isprintable():
       raise UserError(f"--id must be the name of a folder, without '/', got {experiment_id!r}")
     if len(experiment_id.encode()) > MAX_ID_BYTES:
@@ -36,23 +40,24 @@ class Experiment:
 
   @property
   def config_file(self) -> pathlib.Path:
+    """{folder}/conf.json."""
     return self.folder / "conf.json"
 
   def load_config(self) -> Config:
-    """The configuration it was started with.
+    """The configuration that the experiment was started with.
 
     Raises:
-      UserError: no such experiment.
+      UserError: no such experiment, or its conf.json is invalid.
     """
     if not self.config_file.is_file():
       raise UserError(f"no experiment {self.id} in {self.folder.parent}: {self.config_file} is missing")
     return get_config_from_json(self.config_file)
 
   def require_new(self) -> None:
-    """Refuses to write over an experiment with checkpoints; one that ended before its first may start anew.
+    """Refuses to write over an experiment with checkpoints; one that ended without any may start anew.
 
     Raises:
-      UserError: it has checkpoints.
+      UserError: the experiment has checkpoints.
     """
     if any(self.folder.glob("*.index")):
       raise UserError(
@@ -61,10 +66,10 @@ class Experiment:
       )
 
   def create(self, config: Config) -> None:
-    """Makes the folder of its results, with `config` in it. To be called with the folder locked.
+    """Makes `folder`, with `config` in it. Call it while holding the folder's lock.
 
     Raises:
-      UserError: it has checkpoints already, or the folder cannot be written to.
+      UserError: the experiment has checkpoints already, or the folder cannot be written to.
     """
     self.require_new()
     with _write_errors(self.folder):
@@ -72,10 +77,10 @@ class Experiment:
       save_config(config, self.config_file)
 
   def make_logs_folder(self) -> None:
-    """Makes the folder of its curves.
+    """Makes `logs_folder`.
 
     Raises:
-      UserError: it cannot be made.
+      UserError: the folder cannot be made.
     """
     with _write_errors(self.logs_folder):
       self.logs_folder.mkdir(parents=True, exist_ok=True)

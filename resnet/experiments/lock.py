@@ -17,16 +17,16 @@ FILE = "lock"
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
-  """Holds the lock of `folder`, the file `lock` in it, whose text names host and process of its last holder.
+  """Holds the lock of `folder`: locks the file `lock` in it, whose text names the last holder.
 
-  The operating system gives the lock back when the process ends, however it ends; the file stays. Over NFS the
-  lock holds between machines where the server keeps locks; where a file system has none there is a warning.
+  The operating system releases the lock when the process ends, however it ends; the file stays. Over NFS the
+  lock excludes other machines, too, if the server keeps locks. A file system without locks gives a warning.
 
   Args:
     folder: made if it is not there.
 
   Raises:
-    UserError: another process holds it, or the folder cannot be written to.
+    UserError: another process holds the lock, or the folder cannot be written to.
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)

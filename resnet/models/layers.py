@@ -15,7 +15,7 @@ def conv(filters: int, kernel_size: int, stride: int, name: str, dtype: str) -> 
   """A convolution without bias, SAME padding, initialised for ReLU by its fan-out.
 
   Its kernel is drawn from a normal distribution of standard deviation sqrt(2 / (k * k * filters)),
-  truncated at two of them.
+  truncated at two standard deviations.
   """
   stddev = math.sqrt(2 / (kernel_size * kernel_size * filters))
   return keras.layers.Conv2D(
@@ -39,13 +39,13 @@ def dense(units: int, fan_in: int, name: str, dtype: str) -> keras.layers.Dense:
 
 @keras.saving.register_keras_serializable("resnet")
 class BatchNorm(keras.layers.Layer):
-  """Batch normalisation over [N, H, W] by the fused kernel, about a fifth faster a step than Keras' own.
+  """Batch normalisation over [N, H, W] by the fused kernel; steps are about 1/5 faster than with Keras' own.
 
   With training=True it normalises by the batch's mean and (biased) variance and moves the moving
   statistics towards them: moving = 0.99 * moving + 0.01 * batch. Otherwise it normalises by the
-  moving statistics. Under data parallelism each replica keeps moving statistics of its own, whose
-  mean is what is read outside the replicas and saved. A second run, in the backward pass, takes the
-  batch's statistics from the first.
+  moving statistics. Under data parallelism each replica keeps its own moving statistics; outside the
+  replicas, and in checkpoints, a moving statistic is their mean. When the backward pass runs the layer
+  again, it reuses the batch's statistics of the first run.
 
   Source: Ioffe and Szegedy 2015, "Batch Normalization".
   """
@@ -80,7 +80,7 @@ class BatchNorm(keras.layers.Layer):
       moving.assign(BATCH_NORM_DECAY * moving + (1 - BATCH_NORM_DECAY) * batch)
 
   def _normalise(self, x, mean, variance):
-    if x.dtype == tf.float64:  # The fused kernel has no float64; the mathematics is checked in it.
+    if x.dtype == tf.float64:  # The fused kernel has no float64, in which tests compare gradients.
       return tf.nn.batch_normalization(x, mean, variance, self.beta, self.gamma, BATCH_NORM_EPSILON)
     return self._fused(x, mean, variance, training=False)[0]
 
@@ -93,7 +93,7 @@ class BatchNorm(keras.layers.Layer):
     return y, (mean, variance, reserve)
 
   def _normalise_again(self, statistics, x, gamma, beta):
-    """x, normalised by the batch's statistics as the first run found them; they are part of the gradient."""
+    """(x normalised by the first run's statistics, the gradient function of the first run)."""
     mean, variance, reserve = statistics
 
     def gradient(dy):
@@ -110,7 +110,7 @@ class BatchNorm(keras.layers.Layer):
     return self._normalise(x, mean, variance), gradient
 
   def _fused(self, x, mean, variance, training):
-    # Not V3: fused with the ReLU after it, it reserves a mask of the ReLU too, of the size of the activation.
+    # Not V3: fused with the following ReLU, it also keeps a mask of the ReLU, as large as the activation.
     return tf.raw_ops.FusedBatchNormV2(
       x=x,
       scale=self.gamma,
@@ -130,7 +130,7 @@ class PreactivatedConv(keras.layers.Layer):
   """Batch normalisation, ReLU, convolution: one of a residual function's sub layers.
 
   Args:
-    index: its number k in the residual function; names it "sub{k}", its parts "bn{k}" and "conv{k}".
+    index: the number k of this layer, from 1. The layer is named "sub{k}", its parts "bn{k}" and "conv{k}".
     filters: output channels.
     kernel_size: of the convolution, pixels.
     stride: of the convolution.
@@ -161,7 +161,7 @@ class PreactivatedConv(keras.layers.Layer):
     return y, y
 
   def _convolve_again(self, y, x, kernel):
-    """The convolution of x, which is known to be y."""
+    """(y, its gradient function): y is the convolution of x that the first run computed."""
     attributes = {"strides": [1, *self.conv.strides, 1], "padding": "SAME"}
 
     def gradient(dy):

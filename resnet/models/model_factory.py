@@ -11,7 +11,7 @@ def get_model(config: Config) -> keras.Model:
   """A network of `config`, built: images [N, H, W, C] -> logits [N, num_classes], float32 both.
 
   Its initial weights follow `keras.utils.set_random_seed`. The regularizers of its kernels are the weight decay
-  of `config`: under `compile` and `fit` it acts, and is part of the loss that is shown.
+  of `config`: they act under `compile` and `fit`, and are part of the loss reported there.
   """
   model = {"resnet": ResNet, "revnet": RevNet}[config.model_class](config)
   model.build((None, config.height, config.width, config.num_channel))

@@ -16,7 +16,7 @@ class ResidualFunction(keras.layers.Layer):
   Args:
     filters: output channels.
     stride: of its first convolution.
-    bottleneck: 1x1, 3x3 and 1x1 convolutions at a quarter of the width, instead of two of 3x3.
+    bottleneck: 1x1, 3x3 and 1x1 convolutions, the first two with a quarter of the filters, instead of two 3x3.
     preactivate: False leaves out batch normalisation and ReLU before the first convolution.
   """
 
@@ -68,7 +68,7 @@ class Downsample(keras.layers.Layer):
 
 
 def skip_path(in_filters: int, filters: int, stride: int, bottleneck: bool, dtype: str) -> keras.layers.Layer:
-  """What a unit adds its residual function to: its input, brought to the shape of its output.
+  """The layer of a unit's skip path, which brings the unit's input to the shape of its output.
 
   A bottleneck unit whose shape changes projects by a 1x1 convolution named "project"; a basic one
   pools and pads.

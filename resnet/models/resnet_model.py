@@ -51,7 +51,7 @@ class ResNet(keras.Model):
     ]
 
   def _make_unit(self, first: bool, **kwargs) -> keras.layers.Layer:
-    """A unit, which is the first of its stage or not."""
+    """One unit; `first` says whether it is the first of its stage."""
     return ResNetUnit(**kwargs)
 
   def build(self, input_shape):
@@ -60,7 +60,7 @@ class ResNet(keras.Model):
     self.final_bn.build(shape)
     self.logit.build((shape[0], shape[-1]))
     for variable in self.trainable_variables:
-      if variable.name == "kernel":  # Of convolutions and the classifier: the gradient of this is wd * kernel.
+      if variable.name == "kernel":  # Convolutions and the classifier: the penalty's gradient is wd * kernel.
         variable.regularizer = keras.regularizers.L2(self.config.wd / 2)
 
   def _build_stages(self, shape):

@@ -18,9 +18,9 @@ from resnet.reversible import ReversibleChain, recompute
 class RevNet(ResNet):
   """Reversible residual network: images [N, H, W, C] -> logits [N, num_classes], both float32.
 
-  With config.manual_gradients the backward pass stores one activation a stage, and the last few units'
-  convolutions; without it, all activations, as ordinary backpropagation does. Outputs, gradients and
-  moving statistics are the same.
+  With config.manual_gradients only one activation a stage, and the outputs of the last few units'
+  convolutions, are stored for the backward pass. Without it all activations are, as in ordinary
+  backpropagation. Outputs, gradients and moving statistics are the same.
   """
 
   def __init__(self, config, **kwargs):
@@ -39,16 +39,16 @@ class RevNet(ResNet):
 
   @property
   def layers(self):
-    """The stem, each unit once (its functions are the chains', too), and the classifier."""
+    """The stem, each unit once (the chains hold its functions, too), and the classifier."""
     return [self.stem, *itertools.chain(*self.stages), self.final_bn, self.logit]
 
   def _kept_units(self, stage):
-    """How many of a stage's last units keep their convolutions' outputs: those that hardly add to the peak.
+    """How many of a stage's last units keep their convolutions' outputs: so many that memory hardly grows.
 
-    That is at the end of the backward pass, when it rebuilds a unit of the first stage; what is kept for the
-    last units is gone by then. A unit's activations have half the size in each stage of what they have in the
-    one before, and the convolutions' outputs are half of them: so 2 ** stages of the last stage's units keep as
-    much as one of the first stage holds.
+    Memory peaks at the end of the backward pass, when a unit of the first stage is rebuilt; the outputs kept
+    for the last units are freed by then. A unit's activations are half the size of those in the stage before,
+    and half of them are outputs of convolutions. So 2 ** stages units of the last stage keep as much as one
+    unit of the first stage holds.
     """
     return 2 ** len(self.stages) if stage == len(self.stages) - 1 else 0
 
@@ -75,7 +75,7 @@ class RevNet(ResNet):
     return tf.concat(streams, axis=-1)
 
   def _split(self, x):
-    # The streams are never of half precision: they could not be rebuilt.
+    # Streams are never in half precision, from which they could not be rebuilt.
     return tf.split(tf.cast(x, self.variable_dtype), 2, axis=-1)
 
   def _run(self, layer, inputs, training, keeps_activations=False):
@@ -94,7 +94,7 @@ class RevNet(ResNet):
       images: [N, H, W, C] float32.
     """
     errors = []
-    with keras.StatelessScope():  # Takes the updates of the moving statistics.
+    with keras.StatelessScope():  # Discards the updates of the moving statistics.
       streams = self._split(self.stem(images, training=True))
       for (first, *_), chain in zip(self.stages, self.chains, strict=True):
         streams = first(streams, training=True)
@@ -104,7 +104,7 @@ class RevNet(ResNet):
 
 
 class FunctionPair(keras.layers.Layer):
-  """F and G of a unit, named after it: all that a chain needs. Shapes are those of the two streams."""
+  """F and G of a unit, under the unit's name: all that a chain needs. Shapes are those of the two streams."""
 
   def __init__(self, in_filters, filters, stride, bottleneck, preactivate, **kwargs):
     super().__init__(autocast=False, **kwargs)
@@ -120,7 +120,7 @@ class FunctionPair(keras.layers.Layer):
     return [self.f.compute_output_shape(input_shape[1])] * 2
 
 
-FunctionPair.__name__ = "RevNetUnit"  # Saved models count the units of a network by this name.
+FunctionPair.__name__ = "RevNetUnit"  # Keras' files number layers by class name: both classes count as one.
 
 
 class RevNetUnit(FunctionPair):

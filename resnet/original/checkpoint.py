@@ -1,8 +1,8 @@
-"""Checkpoints of the original code, as `tf.train.Saver` of TensorFlow 1 writes them: read and written.
+"""Reads and writes checkpoints of the original code, in the format of TensorFlow 1's `tf.train.Saver`.
 
-The original names its variables Model/{scope}/{variable}, the accumulators of momentum
-Model/Model/{scope}/{variable}/Momentum (both the variable's scope and its own), and beside them
-Model/global_step and Model/learn_rate. Older checkpoints have Train/Model/learn_rate.
+The original calls a variable Model/{scope}/{variable} and its accumulator of momentum
+Model/Model/{scope}/{variable}/Momentum (the scope Model is entered twice). Beside them are
+Model/global_step and Model/learn_rate; older checkpoints have Train/Model/learn_rate.
 """
 
 import collections
@@ -54,10 +54,10 @@ def load_tf1_checkpoint(model: keras.Model, path: str | os.PathLike, optimizer: 
   Nothing is written to the model before all of the checkpoint has been read and found to fit.
 
   Args:
-    model: of `resnet.models.get_model`; takes weights and moving statistics.
+    model: from `resnet.models.get_model`; gets the weights and moving statistics.
     path: the checkpoint's prefix, a folder with a checkpoint in it, or a .tar.gz of one.
-    optimizer: takes momentum and the number of steps, which must be in the checkpoint then. It is built
-      for the model if it is not yet. None leaves them.
+    optimizer: gets the momentum and the number of steps, which the checkpoint must then have. It is built
+      for the model if it is not yet. None ignores them.
 
   Raises:
     UserError (a ValueError): no checkpoint, a damaged one, or one that does not fit; names all variables
@@ -80,7 +80,7 @@ def save_tf1_checkpoint(model: keras.Model, optimizer: Momentum, folder: str | o
   Args:
     model: of `resnet.models.get_model`.
     optimizer: built for the model.
-    folder: takes the checkpoint, its graph and the file `checkpoint` that names it.
+    folder: of the checkpoint, its graph and the file `checkpoint` that names it.
   """
   names = {id(variable): name for name, variable in variable_map(model).items()}
   values = {f"Model/{name}": variable.numpy() for name, variable in variable_map(model).items()}
@@ -126,7 +126,7 @@ def _expected(model: keras.Model, optimizer: Momentum | None) -> dict[str, _Expe
 
 
 def _read(prefix: str, expected: Mapping[str, _Expected], path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """The checkpoint's values by the names of `expected`, which they fit. `path` is what errors call it."""
+  """The checkpoint's values by the names of `expected`, if they fit it. Errors call the checkpoint `path`."""
   try:
     reader = tf.train.load_checkpoint(prefix)
     shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
@@ -151,7 +151,7 @@ def _short(name: str) -> str:
 def _problems(
   shapes: Mapping[str, list[int]], dtypes: Mapping[str, tf.DType], expected: Mapping[str, _Expected]
 ) -> list[str]:
-  """In what way a checkpoint's variables are not those expected; empty if they are."""
+  """How a checkpoint's variables differ from those expected; empty if they do not."""
   counts = collections.Counter(map(_short, shapes))
   missing = [name for name, wanted in expected.items() if wanted.required and name not in counts]
   surplus = [name for name in shapes if _short(name) not in expected]

@@ -24,8 +24,8 @@ def checkpoint_prefix(path: str | os.PathLike) -> Iterator[str]:
 
   Args:
     path: the prefix itself; a folder; or a tar archive, compressed or not, which is unpacked to a
-      temporary folder for as long as the context is open. Of several checkpoints in a folder the one is
-      taken that its `checkpoint` file names, as by `tf.train.latest_checkpoint`.
+      temporary folder for as long as the context is open. If a folder has several checkpoints, the
+      folder's file `checkpoint` chooses one, as for `tf.train.latest_checkpoint`.
 
   Raises:
     UserError (a ValueError): there is no checkpoint, more than one, or the archive is damaged, too large
@@ -60,7 +60,7 @@ def _find(folder: pathlib.Path, path: str | os.PathLike) -> str:
 
 
 def _newest(prefixes: list[str]) -> str | None:
-  """The one of a folder's checkpoints that its `checkpoint` file names, if there is one."""
+  """The checkpoint that the file `checkpoint` beside all of them names; None if it names none."""
   folder = os.path.dirname(prefixes[0])
   try:
     state = tf.train.get_checkpoint_state(folder)

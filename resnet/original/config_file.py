@@ -37,8 +37,8 @@ OWN_FIELDS = (*_DROPPED, *_FIXED, "lr_scheduler_type")
 def load_config(path: str | os.PathLike) -> Config:
   """The configuration at `path`, saved by `resnet.configs.save_config` or as conf.json by the original code.
 
-  A file with any of `OWN_FIELDS` is the original's. Its name is that of the class it was derived from, often of
-  another network; where a registered configuration has the same network, the name is taken from it.
+  A file with any of `OWN_FIELDS` is the original's. Its name is that of the class it was derived from, often
+  another network's. If a registered configuration has the same network, the result takes that one's name.
 
   Raises:
     UserError (a ValueError): no such file, not JSON, a field unknown, missing or impossible.
@@ -58,9 +58,9 @@ def is_original(fields: Mapping[str, Any]) -> bool:
 def from_original(fields: Mapping[str, Any]) -> dict[str, Any]:
   """The fields of a `Config` that mean what `fields` meant to the original code.
 
-  Its `lr_scheduler_type` is called `lr_scheduler` here. Strides and filters beyond the last stage, which
-  it does not read, are cut. What it does not have is what its code does all the same: see `_implied`.
-  Fields that neither code knows stay as they are.
+  `lr_scheduler_type` becomes `lr_scheduler`. Strides and filters beyond the last stage, which the original
+  does not read, are cut. Fields that the original lacks get the values that its code implies, see
+  `_implied`. Fields that neither code knows stay as they are.
 
   Raises:
     UserError (a ValueError): a choice that the networks here do not implement.
@@ -104,7 +104,7 @@ def _renamed(config: Config) -> Config:
 
 
 def _network(config: Config) -> list[object]:
-  """What makes two networks one, up to the number of classes."""
+  """The fields that determine a network, but for the number of classes."""
   names = (
     "model_class height width num_channel num_residual_units filters strides use_bottleneck "
     "init_filter init_stride init_max_pool"

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: weights, moving statistics, momentum and step, all of them kept."""
+"""Checkpoints of a run: weights, moving statistics, momentum and step. Older checkpoints are kept."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ class CheckpointError(UserError):
 
 
 class NotFiniteError(CheckpointError):
-  """What was to be saved, or was restored, has values that are infinite or not a number."""
+  """A variable to be saved, or just restored, has values that are infinite or not a number."""
 
 
 class SaveError(UserError):
@@ -34,19 +34,19 @@ class SaveError(UserError):
 class Checkpoints:
   """The checkpoints model.ckpt-{step} of a folder, by `tf.train.Checkpoint`.
 
-  Variables are kept by their names, not by their places in Python objects, so that a checkpoint outlives
-  changes of the code: model/{scope}/kernel and so on, momentum/{scope}/kernel for its accumulator, step;
-  for a model of mixed_float16 loss_scale/value and loss_scale/finite_steps.
+  Variables are stored by name, not by their place in Python objects, so that a checkpoint outlives changes of
+  the code: model/{scope}/kernel and so on, momentum/{scope}/kernel for the kernel's accumulator, and step; with
+  mixed_float16 also loss_scale/value and loss_scale/finite_steps.
 
-  What the folder holds is the truth: a checkpoint is there when its files are. The index is moved there last.
-  The file `checkpoint` is written for `tf.train.latest_checkpoint` and never read.
+  A checkpoint exists when both of its files are in the folder; the index is moved there last. The file
+  `checkpoint` is written for `tf.train.latest_checkpoint` and never read here.
 
   Args:
     folder: of the experiment.
     model: built.
     optimizer: built for the model, or None to restore the model alone.
-    writes: False for a process that leaves no file. It must save all the same if its replicas hold parts of the
-      moving statistics.
+    writes: False for a process that leaves no file. Its `save` must be called all the same if its replicas hold
+      parts of the moving statistics.
   """
 
   def __init__(
@@ -72,7 +72,7 @@ class Checkpoints:
     self._folder = folder
     self._writes = writes
     self._checkpoint = tf.train.Checkpoint(**parts)
-    self._checkpoint.save_counter  # noqa: B018  # Made here: what is written has it, what is read must.
+    self._checkpoint.save_counter  # noqa: B018  # Creates it: written files have it, read files must.
     self._checked = [v for v in checked if tf.as_dtype(v.dtype).is_floating]
 
   def save(self, step: int) -> None:
@@ -110,7 +110,7 @@ class Checkpoints:
     return sorted(int(m[1]) for m in found if m and m[0].removesuffix(".index") + DATA_SUFFIX in names)
 
   def restore(self, step: int | None = None) -> int:
-    """Reads the checkpoint of `step`, or the newest that is whole, with a warning for those passed over.
+    """Reads the checkpoint of `step`, or the newest that is intact, with a warning for each one passed over.
 
     Returns:
       The step.
@@ -134,7 +134,7 @@ class Checkpoints:
     raise problems[0] if problems else CheckpointError(f"no checkpoint in {self._folder}")
 
   def remove(self, step: int) -> None:
-    """Removes the checkpoint of `step`."""
+    """Removes the checkpoint of `step`; with `writes` False, nothing."""
     if self._writes:
       for suffix in (".index", DATA_SUFFIX):
         _remove(self._folder / f"{PREFIX}-{step}{suffix}")
@@ -142,7 +142,7 @@ class Checkpoints:
         self._write_list(max(self.steps(), default=None))
 
   def remove_leftovers(self) -> None:
-    """Removes what a process that was killed while it saved has left. For the one that holds the lock."""
+    """Removes the leftovers of a process that was killed during a save. Call it while holding the lock."""
     names = ("writing", "checkpoint.tmp", "conf.json.tmp", f"{PREFIX}-*_temp", f"{PREFIX}-*.tempstate*")
     for pattern in names:
       for path in self._folder.glob(pattern):
@@ -168,7 +168,7 @@ class Checkpoints:
         if self._complete:
           status.assert_consumed()
         else:
-          status.expect_partial()  # Momentum is not missed.
+          status.expect_partial()  # The file's momentum stays unused.
     except (AssertionError, ValueError, IndexError, OSError, tf.errors.OpError) as error:
       raise CheckpointError(
         f"{path} is not a checkpoint of this model, or is damaged: {_reason(error)}"
@@ -176,7 +176,7 @@ class Checkpoints:
     self._require_finite(str(path))
 
   def _require_finite(self, what: str) -> None:
-    """One reduction for each variable, on its device; of replicas' own values their mean, as it is saved."""
+    """Checks each variable on its device; of values that differ between replicas the mean, which is saved."""
     for variable in self._checked:
       try:
         tf.debugging.check_numerics(variable.value, "")
@@ -186,7 +186,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _plain_path(folder: pathlib.Path) -> Iterator[str]:
-  """A name of `folder` without [, ], * and so on, which TensorFlow would take for a pattern of names."""
+  """A path to `folder` without [, ], * and so on, which TensorFlow would take for a glob pattern."""
   with tempfile.TemporaryDirectory() as scratch:
     link = os.path.join(scratch, "folder")
     os.symlink(folder.resolve(), link)

@@ -23,8 +23,8 @@ def make_evaluate(
 ) -> Callable[[tf.data.Dataset], list[float]]:
   """A function from a finite dataset of (images, labels) batches to the top-k accuracies, for k in `top`.
 
-  The batches are split over the strategy's replicas, whose moving statistics are set to their mean before.
-  It is traced once, whatever the batches' sizes.
+  It first sets each replica's moving statistics to their mean over the replicas, then splits the batches over
+  the replicas. It is traced once, whatever the batches' sizes. It raises a UserError if the dataset is empty.
   """
 
   def count(images, labels):
@@ -42,7 +42,7 @@ def make_evaluate(
   def evaluate(dataset):
     if strategy.num_replicas_in_sync > 1:
       for variable in model.non_trainable_variables:
-        variable.assign(tf.convert_to_tensor(variable.value))  # Outside of the replicas it reads as their mean.
+        variable.assign(tf.convert_to_tensor(variable.value))  # Outside the replicas the value is their mean.
     iterator = iter(strategy.experimental_distribute_dataset(dataset))
     total = 0
     while True:
@@ -71,15 +71,15 @@ def evaluate_checkpoints(
 
   Args:
     config: of the experiment.
-    experiment: whose folder has the checkpoints.
-    evaluation_data: for each curve, "train_acc" and "valid_acc", what it is measured on. Top-5 accuracy goes to
-      the curve of that name with a 5 appended.
+    experiment: names the folders of checkpoints and curves.
+    evaluation_data: the data of each curve, "train_acc" and "valid_acc". Top-5 accuracy goes to the curves
+      "train_acc5" and "valid_acc5".
     step: which checkpoint; None is the newest.
-    watch: instead, every checkpoint that has no point on the curves yet, and those that appear from now
-      on, until that of the last step, config.max_train_iter, is done.
+    watch: ignore `step`; measure every checkpoint that has no point in valid_acc.csv, and each one that
+      appears, until that of the last step, config.max_train_iter, is done. A damaged one is a warning.
 
   Raises:
-    UserError: there is no such checkpoint, or it is damaged, or the data is.
+    UserError: the checkpoint is missing or damaged, or the data is damaged.
   """
   tf.config.set_visible_devices(tf.config.list_physical_devices("GPU")[:1], "GPU")
   model = get_model(config)
@@ -105,7 +105,7 @@ def evaluate_checkpoints(
       try:
         measure(new)
       except CheckpointError as error:
-        if new not in damaged:  # Perhaps it is still being copied here: it has another chance.
+        if new not in damaged:  # Perhaps it is still being copied here: try it once more.
           damaged.add(new)
           continue
         logging.warning("passed over: %s", error)

@@ -9,8 +9,8 @@ def learning_rate_schedule(config: Config) -> keras.optimizers.schedules.Learnin
   """Piecewise constant: base_learn_rate, then each of lr_list from its entry of lr_decay_steps on.
 
   Iteration i, counted from 0, takes the last rate whose boundary b satisfies i + 1 >= b, as in the
-  original code. Keras' schedule changes after its boundary, so that its boundary is b - 2; and it needs
-  one boundary at least, so that the first lies before all iterations.
+  original code. Keras' schedule takes the new rate where i > its boundary, which therefore is b - 2. It
+  needs at least one boundary: the first one, -2, lies before all iterations.
   """
   boundaries = [-2] + [boundary - 2 for boundary in config.lr_decay_steps]
   rates = [config.base_learn_rate] * 2 + list(config.lr_list)
@@ -18,5 +18,5 @@ def learning_rate_schedule(config: Config) -> keras.optimizers.schedules.Learnin
 
 
 def learning_rate(config: Config, step: int) -> float:
-  """The rate of the update that is the `step`-th, counted from 1."""
+  """The learning rate of update number `step`, counted from 1."""
   return float(learning_rate_schedule(config)(step - 1))

@@ -1,4 +1,4 @@
-"""SGD with momentum, the way TensorFlow 1 counted it."""
+"""SGD with momentum, as TensorFlow 1 defines it."""
 
 import keras
 import tensorflow as tf
@@ -21,10 +21,10 @@ class Momentum(keras.optimizers.Optimizer):
   Args:
     learning_rate: a float or a `keras.optimizers.schedules.LearningRateSchedule`.
     momentum: in [0, 1).
-    scales_loss: for gradients computed in float16, whose small values would be lost. `loss_scale` is what their
-      backward pass starts from, and what they are divided by before they are handed to `apply`. The scale is
-      halved (down to 1) where one of them is not finite, and doubled after 2,000 steps without (Micikevicius et
-      al. 2018, "Mixed Precision Training"). Each replica has a scale of its own. A step that overflows on any
+    scales_loss: for gradients computed in float16, whose small values would be lost. The caller starts the
+      backward pass from `loss_scale`, and divides the gradients by it before `apply`. The scale is halved (down
+      to 1) when a gradient is not finite, and doubled after 2,000 steps of finite ones (Micikevicius et al.
+      2018, "Mixed Precision Training"). Each replica has a scale of its own. A step that overflows on any
       replica is counted, but skipped: it changes no weight, and `skipped()` is true after it.
       `keras.optimizers.LossScaleOptimizer` looks at the gradients of the first replica alone.
   """
@@ -50,7 +50,7 @@ class Momentum(keras.optimizers.Optimizer):
       self._overflow = keras.Variable(0.0, trainable=False, dtype="float32", aggregation="mean")
 
   def accumulator(self, variable: keras.Variable) -> keras.Variable:
-    """The accumulator of `variable`, one of those that the optimizer was built for."""
+    """The accumulator of `variable`, for which the optimizer must have been built."""
     return self.accumulators[self._get_variable_index(variable)]  # Private to Keras: see requirements.txt.
 
   def apply(self, grads, trainable_variables=None):

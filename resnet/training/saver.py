@@ -1,4 +1,4 @@
-"""When a save fails, and when there is nothing worth saving: a run that has diverged."""
+"""Saving during a run: what to do when a save fails, and when the run has diverged."""
 
 import math
 
@@ -16,11 +16,11 @@ class Saver:
   """Saves a run's checkpoints, and says what to do when it has diverged.
 
   A loss depends on the weights and the batch alone, not on the learning rate. So a checkpoint after which the
-  loss is not finite is of no use, whatever the rate: it is removed.
+  loss is not finite is of no use, whatever the rate. It is removed if this run has written it.
 
   Args:
     checkpoints, config, experiment: of the run.
-    restored: the step that the run continues from; None for a new one.
+    restored: the step that the run continues from; None for a new run.
   """
 
   def __init__(self, checkpoints: Checkpoints, config: Config, experiment: Experiment, restored: int | None):
@@ -32,7 +32,7 @@ class Saver:
     self.failure: SaveError | None = None  # of the latest save
 
   def wants_loss(self, step: int) -> bool:
-    """Whether the loss of `step` says if a checkpoint is any good."""
+    """Whether `step` is the first after a checkpoint, so that its loss shows if the checkpoint is usable."""
     return step - 1 in (self._saved, self._restored)
 
   def check(self, step: int, loss: float, optimizer: Momentum) -> None:
@@ -52,7 +52,7 @@ class Saver:
     raise self._diverged(step, f"the loss is {loss}")
 
   def save(self, step: int) -> None:
-    """Saves, or warns that it could not.
+    """Writes the checkpoint of `step`. If it cannot be written, warns, and keeps the error in `failure`.
 
     Raises:
       UserError: the run has diverged.

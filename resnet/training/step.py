@@ -13,16 +13,16 @@ def loss_and_gradients(
   replica's part of the batch alone.
 
   Args:
-    model: of `resnet.models.get_model`.
+    model: from `resnet.models.get_model`.
     images: [N, H, W, C] float32.
     labels: [N] integers in [0, num_classes).
-    loss_scale: what the backward pass multiplies the gradient of the loss by, and the gradients of the
-      variables are divided by after it.
+    loss_scale: a factor on the loss's gradient in the backward pass; the variables' gradients are divided
+      by it afterwards.
 
   Returns:
     The mean cross entropy, a scalar, and the gradients of the cross entropy plus weight decay in the
-    order of `model.trainable_variables`. Weight decay adds wd * w for the kernels of the convolutions
-    and the classifier only, whose regularizer says so; it is not part of the loss.
+    order of `model.trainable_variables`. Weight decay adds wd * w for the variables with a
+    regularizer, the kernels of the convolutions and the classifier. It is not part of the loss.
   """
   with tf.GradientTape() as tape:
     logits = model(images, training=True)
@@ -49,8 +49,8 @@ def averaged_over_passes(
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
   """`loss_and_gradients` of a batch taken in `num_pass` equal parts, one after the other.
 
-  Loss, gradients and the moving statistics afterwards are the means over the parts, each of which starts
-  from the same moving statistics and is normalised by statistics of its own.
+  Each part is normalised by its own batch statistics and starts from the same moving statistics. Loss,
+  gradients and new moving statistics are means over the parts.
   """
   if num_pass == 1:
     return loss_and_gradients(model, images, labels, loss_scale)

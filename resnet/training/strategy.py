@@ -16,15 +16,16 @@ from resnet.utils.errors import UserError
 def make_strategy(num_gpu: int | None, batch_size: int) -> tf.distribute.Strategy:
   """Synchronous data parallelism over the GPUs of this machine, or of all machines that train together.
 
-  Several machines run the same command each, and find each other by the environment variable TF_CONFIG
+  Several machines each run the same command, and find each other by the environment variable TF_CONFIG
   or as the tasks of a Slurm job step. Call this before TensorFlow runs anything else.
 
   Args:
-    num_gpu: the first so many GPUs of each machine; all for None; the CPU for 0.
+    num_gpu: how many GPUs of each machine to use, the first ones; None: all; 0: the CPU.
     batch_size: of all replicas together.
 
   Raises:
-    UserError: there are fewer GPUs, or the batch cannot be split evenly.
+    UserError: there are fewer GPUs, the batch cannot be split evenly, or TF_CONFIG or Slurm's variables are
+      malformed.
   """
   gpus = tf.config.list_physical_devices("GPU")
   if num_gpu is not None and num_gpu > len(gpus):
@@ -43,7 +44,7 @@ def make_strategy(num_gpu: int | None, batch_size: int) -> tf.distribute.Strateg
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-  """Whether this process is the one, of all that train together, that writes results."""
+  """Whether this process is the chief: of all that train together, the one that writes results."""
   resolver = strategy.cluster_resolver
   if resolver is None or not resolver.task_type:
     return True
@@ -62,7 +63,7 @@ def num_workers(strategy: tf.distribute.Strategy) -> int:
 
 @contextlib.contextmanager
 def lost_worker_errors() -> Iterator[None]:
-  """Turns what TensorFlow raises when another process of the cluster ends into a UserError."""
+  """Turns the errors that TensorFlow raises when another process of the cluster is lost into a UserError."""
   try:
     yield
   except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError) as error:
@@ -76,7 +77,7 @@ def _cluster() -> tf.distribute.cluster_resolver.ClusterResolver | None:
   """The processes that train together, or None if this one is alone.
 
   Raises:
-    UserError: the environment does not say it as it should.
+    UserError: TF_CONFIG or Slurm's variables are malformed.
   """
   if os.environ.get("TF_CONFIG"):
     if not _check_tf_config(os.environ["TF_CONFIG"]):
@@ -86,7 +87,7 @@ def _cluster() -> tf.distribute.cluster_resolver.ClusterResolver | None:
   if not tasks.isdecimal():
     raise UserError(f"SLURM_STEP_NUM_TASKS must be a number, got {tasks!r}")
   if int(tasks) > 1:
-    # Slurm itself has given each task its GPUs; TensorFlow's own allocation needs them to be there.
+    # Slurm has given each task its GPUs; TensorFlow's own allocation would fail on machines without GPUs.
     return tf.distribute.cluster_resolver.SlurmClusterResolver(
       gpus_per_node=1024, gpus_per_task=1, auto_set_gpu=False
     )
@@ -97,7 +98,7 @@ def _check_tf_config(text: str) -> bool:
   """Whether TF_CONFIG names a cluster.
 
   Raises:
-    UserError: it is not of the form that `make_strategy` describes.
+    UserError: it is malformed; the error shows the right form.
   """
   form = '{"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}'
   try:
@@ -125,6 +126,6 @@ def _check_tf_config(text: str) -> bool:
 
 
 def _is_address(value: object) -> bool:
-  """Whether it is "host:port"."""
+  """Whether `value` is "host:port"."""
   match = re.fullmatch(r"\S+:([0-9]{1,5})", value) if isinstance(value, str) else None
   return match is not None and 0 < int(match[1]) < 2**16

@@ -43,16 +43,16 @@ def train(
 ) -> dict[str, float]:
   """Trains a model, from its initial weights or from the experiment's newest checkpoint.
 
-  Writes the loss every config.disp_iter steps, accuracies every config.valid_iter, a checkpoint and the
-  learning rate every config.save_iter, all of them after the first step too, the learning rate where it
-  changes, and a checkpoint at the end.
+  Logs the loss every config.disp_iter steps and the accuracies every config.valid_iter. Writes a checkpoint and
+  logs the learning rate every config.save_iter. All of this happens after step 1 and the last two at the end,
+  too; the learning rate is also logged where it changes.
 
   Args:
     config: network and training.
     experiment: where checkpoints and curves go. Its folder is made here, unless `restore`.
     strategy: the devices.
     train_data: to train on.
-    evaluation_data: for each curve, "train_acc" and "valid_acc", what it is measured on.
+    evaluation_data: the data of each curve, "train_acc" and "valid_acc".
     restore: continue the experiment.
     max_num_steps: how many steps this run may take; -1 for all up to config.max_train_iter.
     num_pass, jit: see `make_train_step`.
@@ -67,8 +67,8 @@ def train(
       cannot be split, data is damaged, training has diverged, or another machine is lost.
     SystemExit: Ctrl-C or SIGTERM came; the checkpoint has been written.
 
-  A checkpoint that cannot be written is a warning, and the next save tries again. If the last one fails, that
-  is the UserError. Curves that cannot be written are a warning.
+  A checkpoint that cannot be written is a warning, and the next save tries again. If the last save
+  fails, `train` raises a UserError. Curves that cannot be written are a warning.
   """
   per_replica = config.batch_size // strategy.num_replicas_in_sync
   if num_pass < 1 or per_replica % num_pass:
@@ -103,7 +103,7 @@ def train(
     if monitors_reconstruction:
       images, _ = next(iter(train_data.evaluation_batches(1)))
       reconstruction_errors = make_reconstruction_monitor(model, strategy, images)
-    # Stopping one process of several alone blocks the others.
+    # Stopping a single process of several would block the others.
     deferred = deferred_signals(enabled=num_workers(strategy) == 1)
     step = start
     with deferred as signal_received, train_data.data_errors(), lost_worker_errors():
@@ -114,7 +114,7 @@ def train(
         logs, validates, saves = (
           step == 1 or step % every == 0 for every in (config.disp_iter, config.valid_iter, config.save_iter)
         )
-        if shown or logs or saves or step == stop or saver.wants_loss(step):  # It waits for the device.
+        if shown or logs or saves or step == stop or saver.wants_loss(step):  # float() waits for the device.
           value = float(loss)
           saver.check(step, value, optimizer)
           bar.set_postfix_str(
@@ -130,7 +130,7 @@ def train(
         interrupted = signal_received()
         saves = saves or interrupted or step == stop
         if saves or step in config.lr_decay_steps:
-          # Curves before the checkpoint: a run that is killed between the two writes these points again.
+          # Curves first: when a run is killed before the checkpoint, its restart writes these points again.
           logger.log("learn_rate", step, lr=learning_rate(config, step))
         if saves:
           saver.save(step)
@@ -152,15 +152,15 @@ def make_train_step(
   num_pass: int = 1,
   jit: bool = False,
 ) -> Callable[..., tf.Tensor]:
-  """A function from an iterator of distributed batches to the batch's mean cross entropy, after an update.
+  """A function of an iterator of distributed batches: trains on the next one, returns its mean cross entropy.
 
   Args:
     model: built.
     optimizer: built for the model.
-    strategy: that they were built under.
-    num_pass: how many passes each replica takes its part of the batch in, one after the other, which takes
-      the memory of one. Batch statistics are those of a pass; gradients, and the update of the moving
-      statistics, are the mean over passes and replicas.
+    strategy: the one that model and optimizer were built under.
+    num_pass: into how many passes each replica divides its part of the batch. They run one after the other, in
+      the memory of one. Batch statistics are those of a pass; gradients, and the updates of the moving
+      statistics, are means over passes and replicas.
     jit: compile the passes, forward and backward, by XLA.
   """
   replicas = strategy.num_replicas_in_sync
@@ -174,7 +174,7 @@ def make_train_step(
     if replicas > 1:  # The optimizer sums over the replicas.
       gradients = [gradient / replicas for gradient in gradients]
     optimizer.apply(gradients, model.trainable_variables)
-    if optimizer.scales_loss:  # A step that the optimizer skips leaves the moving statistics, too.
+    if optimizer.scales_loss:  # A step that the optimizer skips must not move the statistics either.
       skipped = optimizer.skipped()
       for variable, value in zip(state, before, strict=True):
         variable.assign(tf.where(skipped, value, variable.value))
@@ -191,7 +191,7 @@ def make_train_step(
 def make_reconstruction_monitor(
   model: RevNet, strategy: tf.distribute.Strategy, images: tf.Tensor
 ) -> Callable[[], list[float]]:
-  """A function without arguments to `model.reconstruction_errors(images)`, as the weights are then."""
+  """A function without arguments: `model.reconstruction_errors(images)` for the weights at its call."""
 
   @tf.function
   def measure():

@@ -16,12 +16,12 @@ def run(
 ) -> None:
   """Defines a script's flags, parses the command line, and calls `main()`.
 
-  With `takes_arguments` it calls `main(arguments)`, a list of what the command line has beside flags; without,
-  such an argument is a mistake.
+  With `takes_arguments` it calls `main(arguments)` with the list of arguments that are not flags; without, such
+  an argument is a mistake.
 
-  A UserError, or a mistake in the flags, is printed as one line on standard error, and so is a file that cannot
-  be read or written and a memory that is too small; the exit status is then 1. Any other error is the
-  program's own fault, and keeps its traceback.
+  A UserError, a mistake in the flags, a file that cannot be read or written, and too little memory are each
+  printed as one line on standard error; the exit status is then 1. Any other error is a fault of the program
+  and keeps its traceback.
   """
   logging.set_verbosity(logging.WARNING)  # TensorFlow reports its routine at the level of info.
   define_flags()
@@ -63,5 +63,5 @@ def _parse(argv: list[str], takes_arguments: bool) -> list[str]:
 
 def _fail(error: object) -> None:
   message = " ".join(str(error).split())
-  program = sys.argv[0].removesuffix("/__main__.py")  # The tool, where it is a folder.
+  program = sys.argv[0].removesuffix("/__main__.py")  # A tool that is a folder has the folder's name.
   sys.exit(f"{os.path.basename(program)}: error: {message}")

@@ -13,9 +13,9 @@ from typing import Any
 def deferred_signals(enabled: bool = True) -> Iterator[Callable[[], int | None]]:
   """Holds back Ctrl-C and SIGTERM, so that a step or a checkpoint is never cut in two.
 
-  The first is for the caller to look for. The second ends the process at once, with the exit status 128 + its
-  number, whatever the main thread does: Python runs handlers between two of its instructions only, so that a
-  step that waits for data would never see one. A thread of its own does.
+  The caller must look for the first signal. The second ends the process at once, with the exit status 128 + its
+  number, whatever the main thread does. A thread of its own watches for signals: Python runs handlers only
+  between two of its instructions, and so never in a main thread that waits for data.
 
   With `enabled` False signals act as usual.
 

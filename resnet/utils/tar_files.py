@@ -16,7 +16,7 @@ DAMAGE = (
   TypeError,
 )
 
-# Of a header that is not a file's own, such as a long name: these are read into memory.
+# The most that an extension header, such as a long name, may hold: tarfile reads it into memory.
 MAX_EXTENSION_BYTES = 2**20
 _EXTENSIONS = (
   tarfile.GNUTYPE_LONGNAME,
@@ -31,8 +31,8 @@ class StrictTarInfo(tarfile.TarInfo):
   """For the argument `tarinfo` of `tarfile.open`. A header that is damaged or missing is a `tarfile.ReadError`.
 
   `tarfile` itself takes a damaged header, unless it is the first, for the end of the archive. Here the end is
-  what it is by definition: a block of zeros. A negative size would let the reading go in circles; it is damage.
-  Files with holes, whose size says nothing of the archive's, are refused.
+  a block of zeros, as the format defines it. A negative size, which would make the reading go in circles, is
+  damage. Sparse files are refused: their size says nothing of the archive's.
   """
 
   @classmethod
@@ -53,7 +53,7 @@ class StrictTarInfo(tarfile.TarInfo):
       raise tarfile.ReadError("it is cut off") from error
     except tarfile.HeaderError as error:
       raise tarfile.ReadError(f"a header is damaged ({error})") from error
-    _check_size(member)  # Once more: an extension may have replaced it.
+    _check_size(member)  # Once more: an extension may have replaced the size.
     if member.issparse():
       raise tarfile.ReadError(f"{member.name[:60]!r} has holes")
     return member
