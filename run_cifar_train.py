@@ -14,9 +14,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before TensorFlow is loade
 from absl import flags
 
 from resnet.data import EvaluationData, get_dataset, splits
-from resnet.training_flags import choose_experiment, define_training_flags
 from resnet.training.strategy import make_strategy
 from resnet.training.train_loop import train
+from resnet.training_flags import choose_experiment, define_training_flags
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
 

@@ -17,9 +17,9 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false --xla_cpu
 from absl import flags
 
 from resnet.data import get_dataset
-from resnet.training_flags import choose_experiment, define_training_flags
 from resnet.training.strategy import make_strategy
 from resnet.training.train_loop import train
+from resnet.training_flags import choose_experiment, define_training_flags
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
 

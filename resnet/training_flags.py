@@ -66,14 +66,14 @@ def choose_experiment(
   """The experiment and configuration that a run script's flags ask for.
 
   Args:
-    values: of the flags. Without an id it is a new experiment. With restore, the configuration is the one that
-      the experiment was started with, unless another is given.
+    values: the values of the flags. Without --id the experiment is a new one. With --restore, the configuration
+      is the one that the experiment was started with, unless --config names another.
     default_model: of a new experiment.
     dataset: instead of the configuration's; sets num_classes too. None leaves it.
     run_validation: instead of the configuration's. None leaves it.
 
   Raises:
-    UserError: flags that contradict each other or the experiment, a configuration that cannot be.
+    UserError: flags that contradict each other or the experiment, or an impossible configuration.
   """
   if values.restore and values.id is None:
     raise UserError("--restore needs --id, the experiment to continue")

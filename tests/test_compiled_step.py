@@ -13,7 +13,9 @@ def steps(tmp_path_factory):
   # The CPU's default scheduler runs early what it can, and so keeps what could be freed; the one chosen here
   # heeds memory. XLA reads its flags once: hence a process.
   flags = f"--xla_dump_to={dump} --xla_dump_hlo_as_text --xla_cpu_enable_concurrency_optimized_scheduler=false"
-  process = start("tests/compiled_step.py", str(dump), "1", "4,6", cwd=dump, PYTHONPATH=str(ROOT), XLA_FLAGS=flags)
+  process = start(
+    "tests/compiled_step.py", str(dump), "1", "4,6", cwd=dump, PYTHONPATH=str(ROOT), XLA_FLAGS=flags
+  )
   assert process.returncode == 0, process.stderr
   return {
     mode: {int(units): tuple(numbers) for units, numbers in by_units.items()}

@@ -5,13 +5,13 @@ the same pixels, eagerly or in a graph. A file that is called JPEG but is a PNG 
 and so does a JPEG in CMYK (ImageNet has 22), which the decoder converts to RGB.
 
 inception, training (Szegedy et al. 2015, as the original code does it): crop a random part of the picture that
-covers at least 0.1 of an annotated box, resize it whatever its aspect, mirror every other one at random, jitter the colours,
-clip, scale to [-1, 1]. Evaluation: central 0.875 of each side, bilinear resize, scale to [-1, 1].
+covers at least 0.1 of an annotated box, resize it whatever its aspect, mirror it with probability 1/2, jitter
+the colours, clip, scale to [-1, 1]. Evaluation: central 0.875 of each side, bilinear resize, scale to [-1, 1].
 
 vgg, training (Simonyan & Zisserman 2015, section 3.1): scale the shorter side to a length drawn from 256-480
-pixels, crop at random, mirror half of them. Evaluation: shorter side 256 pixels, centre crop. Pixels stay in
-0..255 less the mean colour of ImageNet's training pictures. The original's configurations name this
-preprocessor, its code has none.
+pixels, crop at random, mirror with probability 1/2. Evaluation: shorter side 256 pixels, centre crop. Pixels
+stay in 0..255, less the mean colour of ImageNet's training pictures. The original's configurations name this
+preprocessor, but its code has none.
 """
 
 from collections.abc import Callable
@@ -51,8 +51,8 @@ def preprocess_for_training(
   Args:
     preprocessor: "inception" or "vgg".
     encoded: scalar string, the JPEG (or PNG) file.
-    boxes: [N, 4] float32, annotated objects as ymin, xmin, ymax, xmax in [0, 1]; N may be 0: the whole image.
-      Only inception looks at them.
+    boxes: [N, 4] float32, annotated objects as ymin, xmin, ymax, xmax in [0, 1]; if N is 0, the whole image.
+      Only inception uses them.
     seed: [2] integers, not negative; everything random follows from it.
     turn: scalar integer. inception takes its four resize methods and two colour orders in turn: method
       turn % 4, order turn % 2 (the original numbers its reading threads and uses a thread's number).
@@ -72,7 +72,7 @@ def preprocess_for_training(
 
 
 def preprocess_for_evaluation(preprocessor: str, encoded: tf.Tensor, height: int, width: int) -> tf.Tensor:
-  """One evaluation image: its centre, without randomness; arguments and result as in training."""
+  """One evaluation image: the picture's centre, nothing random; arguments and result as in training."""
   if preprocessor == "vgg":
     return _vgg_evaluation(encoded, height, width)
   assert preprocessor == "inception", preprocessor

@@ -17,11 +17,11 @@ from resnet.utils.errors import UserError
 
 SPLITS = ("train", "validation")
 
-# The original's: it draws from a queue of 16 files' worth of encoded examples (about 1.8 GB of ImageNet).
+# As in the original, whose queue holds 16 files' worth of encoded examples (about 1.8 GB of ImageNet).
 SHUFFLE_BUFFER = 16 * 1024
 CYCLE_LENGTH = 16  # files read at a time
 BLOCK_LENGTH = 16  # consecutive records of one file
-THREADS_PER_CORE = 4  # of the pipeline's own; on two cores 1 and 16 were slower
+THREADS_PER_CORE = 4  # in the pipeline's own pool; on two cores 1 and 16 were slower
 
 
 class ImagenetDataset:
@@ -49,11 +49,11 @@ class ImagenetDataset:
 
   @property
   def num_examples(self) -> int:
-    """Examples in the split. TensorFlow Datasets notes it down; classic files are counted at the first use,
+    """Examples in the split. TensorFlow Datasets stores the number; classic files are counted at first use,
     which reads the header of every record (on a fast disk, seconds for all of ImageNet).
 
     Raises:
-      UserError: a record file is truncated; names it.
+      UserError: a record file is truncated; the error names it.
     """
     return sum(self._files.counts)
 
@@ -68,22 +68,21 @@ class ImagenetDataset:
   def training_batches(self, start_step: int, num_shards: int = 1, shard: int = 0) -> tf.data.Dataset:
     """Endless batches for training, shuffled anew in each epoch.
 
-    Element k is worker `shard`'s share of the batch of step start_step + k. It is a function of the
-    configuration's seed, the files, start_step + k, num_shards and shard alone: a run that is stopped and
-    resumed sees the same images, identical to the bit, as one that is not, however many threads read and
-    decode. Workers see disjoint parts of the data: files shard, shard + num_shards, ..., or examples chosen
-    likewise where there are fewer files than workers. A worker's epoch is one pass over its part; batches may
-    span two epochs. An example's distortion depends on the seed, the epoch and its record, not on who reads it
-    when; its resize method and colour order advance by one from each epoch to the next and from each record of
-    a file to the next.
+    Element k is worker `shard`'s share of the batch of step start_step + k. It depends only on the
+    configuration's seed, the files, start_step + k, num_shards and shard. So a resumed run sees the same
+    images, to the bit, as an uninterrupted one, however many threads read and decode.
 
-    An epoch: the files in random order, 16 at a time interleaved, then a shuffle buffer. Resuming within an
-    epoch reads past its earlier records without decoding them, for ImageNet up to 140 GB at the speed of the
-    disk.
+    Workers see disjoint parts of the data: files shard, shard + num_shards, ..., or, if there are fewer files
+    than workers, examples chosen likewise. A worker's epoch is one pass over its part; batches may span two
+    epochs. An example's distortion depends on the seed, the epoch and the record alone. Resize method and
+    colour order advance by one from each epoch to the next and from each record of a file to the next.
+
+    An epoch reads the files in random order, 16 at a time interleaved, into a shuffle buffer. Resuming within
+    an epoch reads its earlier records without decoding them: for ImageNet up to 140 GB at the disk's speed.
 
     Args:
       start_step: the step, from 0, that the first batch is for.
-      num_shards: of workers.
+      num_shards: the number of workers.
       shard: this worker's number, from 0.
 
     Returns:
@@ -132,7 +131,7 @@ class ImagenetDataset:
     return _finish(batches if num_batches is None else batches.take(num_batches))
 
   def _records(self, files: tf.Tensor) -> tf.data.Dataset:
-    """(position, serialized record) of files given by number, [F] int64, in their order, interleaved."""
+    """(position, serialized record) of the files of these numbers, [F] int64, in this order, interleaved."""
     paths = tf.constant(self._files.paths)
 
     def open_file(file: tf.Tensor) -> tf.data.Dataset:
@@ -149,8 +148,8 @@ class ImagenetDataset:
 
   def _shuffled_records(self, epoch: tf.Tensor, num_shards: int, shard: int) -> tf.data.Dataset:
     """(epoch, position, serialized record) of this worker, in the epoch's order."""
-    # Shuffling mixes in the seed of the graph, here that of a dataset's function, which otherwise is the
-    # global one.
+    # `shuffle` mixes in the seed of its graph, here that of a dataset's function. Unless set, that is the
+    # global seed.
     assert not tf.executing_eagerly()
     tf.random.set_seed(self._config.seed)
     seed = tf.stack([tf.constant(self._config.seed, tf.int64), epoch])
@@ -177,7 +176,7 @@ class ImagenetDataset:
     return len(range(shard, self.num_examples, num_shards))
 
   def _require_examples(self, num_shards: int, shard: int) -> None:
-    """Without any, the endless batches would be looked for endlessly. A file that is not empty has one."""
+    """Refuses a worker without examples: its batches would be an endless search. A nonempty file has one."""
     if self._shard_by_file(num_shards):
       found = any(map(os.path.getsize, self._files.paths[shard::num_shards]))
     else:
@@ -226,7 +225,8 @@ def _check(config: Config) -> None:
 def _finish(batches: tf.data.Dataset) -> tf.data.Dataset:
   options = tf.data.Options()
   options.deterministic = True
-  # One image per core beats one image over several cores, and threads of its own those that TensorFlow shares.
+  # One image per core is faster than one image over several cores, and a pool of the pipeline's own is faster
+  # than TensorFlow's shared threads.
   options.threading.max_intra_op_parallelism = 1
   options.threading.private_threadpool_size = THREADS_PER_CORE * (os.cpu_count() or 1)
   # Workers are told their shard; a strategy must not divide the files once more.

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from resnet.utils.errors import UserError
 
-# A record: its length (8 bytes, little endian), a checksum of that (4), the data, a checksum of them (4).
+# A record: the data's length (8 bytes, little endian), a checksum of it (4), the data, a checksum of them (4).
 HEADER_BYTES = 12
 _FOOTER_BYTES = 4
 
@@ -41,7 +41,7 @@ class RecordFiles:
     """Records in each file, by walking from header to header; reads no pictures.
 
     Raises:
-      UserError: a file is truncated; names it.
+      UserError: a file is truncated; the error names it.
     """
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
       return tuple(pool.map(count_records, self.paths))
@@ -51,7 +51,7 @@ def find_record_files(data_dir: str | os.PathLike, split: str) -> RecordFiles:
   """The record files of `split` ("train" or "validation") in `data_dir`; classic ones are preferred.
 
   Raises:
-    UserError: there are none, or some are missing; names the folder or the missing files.
+    UserError: there are none, or some are missing; the error names the folder or the files.
   """
   folder = pathlib.Path(data_dir)
   wanted = (
@@ -92,7 +92,7 @@ def count_records(path: str) -> int:
   """Records in a file.
 
   Raises:
-    UserError: it is truncated or no record file.
+    UserError: the file is truncated or no record file.
   """
   return sum(1 for _ in record_offsets(path))
 
@@ -101,7 +101,7 @@ def record_offsets(path: str) -> Iterator[int]:
   """The byte at which each record of a file starts.
 
   Raises:
-    UserError: the file is truncated or no record file; names the file and the record, counted from 0.
+    UserError: the file is truncated or no record file; the error names it and the record, counted from 0.
   """
   with open(path, "rb", buffering=0) as file:
     size = os.fstat(file.fileno()).st_size

@@ -29,7 +29,7 @@ def checkpoint_prefix(path: str | os.PathLike) -> Iterator[str]:
 
   Raises:
     UserError (a ValueError): there is no checkpoint, more than one, or the archive is damaged, too large
-      or not made of ordinary files inside it.
+      or holds more than ordinary files and folders within it.
   """
   if os.path.isdir(path):
     yield _find(pathlib.Path(path), path)

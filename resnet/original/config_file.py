@@ -22,7 +22,7 @@ _DROPPED = {
   "data_aug": "read nowhere in the original: training images are always augmented",
   "prefetch": "read nowhere in the original; it would not change the batches",
 }
-# Fields of the original alone that name a choice, of which the networks here implement one.
+# Fields of the original alone that name a choice. The networks here implement one value of each.
 _FIXED = {
   "filter_initialization": ("'normal'", lambda value: value == "normal"),
   "relu_leakiness": ("0", lambda value: value in (0, False)),

@@ -52,47 +52,47 @@ class ReversibleChain(keras.layers.Layer):
       x1, x2 = chain.inverse((y1, y2), training=True)
 
   Args:
-    pairs: the units' (F, G), Keras layers. F maps a stream like x2 to the shape of x1, G one like x1 to the
-      shape of x2. Layers that are built already keep their variables' names; the others are built with the
-      chain, in its scope.
+    pairs: the units' (F, G), Keras layers. F maps the shape of x2 to that of x1, G the shape of x1 to that of
+      x2. Layers that are built already keep their variables' names; the others are built with the chain, in
+      its scope.
     manual_gradients: False stores activations as ordinary backpropagation does; outputs, gradients and
       updates are the same.
-    form: of the manual gradients' graph. "unrolled" has ops for every unit. "while_loop" has those of one
-      unit, in a `tf.while_loop` over the stacked weights of all: a graph of the same size whatever the
-      depth, for which the units' layers must be alike but for the values of their variables. Batch
-      normalisation that is synchronised over devices cannot be in a loop.
-    coupling: how functions change streams, see coupling.py: `Additive()` by default, or a pair, one for the
-      Fs and one for the Gs. Each function has one of its own, made after this.
+    form: of the manual gradients' graph. "unrolled" has ops for every unit. "while_loop" has the ops of one
+      unit, in a `tf.while_loop` over the stacked weights of all units; the graph's size does not depend on
+      depth. The units' layers must then be alike but for the values of their variables. Batch normalisation
+      that is synchronised over devices cannot be in a loop.
+    coupling: how functions change streams, see coupling.py: one coupling, or a pair, one for the Fs and one
+      for the Gs; by default `Additive()`. Each function gets a copy of its own.
     log_det: also return the logarithm of the determinant of the chain's Jacobian, for normalising flows.
-    grid_bits: makes the chain exact: streams are multiples of 2 ** -grid_bits, the inputs and what F and G
-      give being rounded to such, and the backward pass rebuilds them to the last bit, at any depth and
-      whatever F and G compute in, as long as they stay below 2 ** (24 - grid_bits) in float32, and the second
-      run of F and G repeats the first to the bit (deterministic kernels). 14 suits activations of size 1.
-      `reconstruction_error` tells whether it holds.
-    kept_units: for how many of the last units layers keep activations that they offer (`replayed`): less time,
-      more memory. "unrolled" only.
+    grid_bits: makes the chain exact. The inputs and the outputs of F and G are rounded to multiples of
+      2 ** -grid_bits, so that the streams are such multiples, too. The backward pass then rebuilds streams to
+      the last bit, at any depth and whatever dtype F and G compute in, on two conditions: streams stay below
+      2 ** (24 - grid_bits) in float32, and the second run of F and G repeats the first to the bit
+      (deterministic kernels). `reconstruction_error` tells whether they hold. 14 suits activations of size 1.
+    kept_units: the number of last units whose layers keep the activations that they offer (`replayed`): less
+      time, more memory. "unrolled" only.
 
   Call arguments:
-    inputs: (x1, x2), the two streams, float; usually [N, H, W, C] each. What is narrower than float32, or than
-      the layer's variables, is widened.
+    inputs: (x1, x2), the two streams, float; usually [N, H, W, C] each. Streams narrower than float32, or
+      than the layer's variables, are widened.
     training: handed to F and G.
-    mask: Keras' mask of each stream, by default that which the streams carry; each function gets that of the
-      stream that it takes.
+    mask: Keras' mask of each stream, by default the masks that the streams carry. Each function gets the mask
+      of the stream that it takes.
     **kwargs: tensors, or structures of them (an attention mask, an embedding of time), for each F and G whose
       `call` has an argument of the name. Their gradients are summed over the units. Other values can be given
-      if none is a tensor.
+      in a call without such tensors.
 
   Returns:
     (y1, y2), of the shapes of (x1, x2), float32 at least; with log_det (y1, y2, log|det dy/dx| [N]).
 
-  Limits: functions that draw by `tf.random`, change variables that are not theirs, or use tensors computed from
-  trained variables that are handed to them by other ways than these arguments, are refused in graphs; in eager
-  mode, where no graph shows them, they have wrong gradients.
+  Limits: a function must not draw by `tf.random`, nor change variables that are not its own, nor use a tensor
+  computed from trained variables unless it is one of these arguments. Such functions are refused in graphs; in
+  eager mode, where no graph shows them, their gradients are wrong.
 
   Raises:
     ValueError: an argument is none of these, shapes do not fit, units differ and the form is "while_loop", or
       functions add losses (`add_loss`), which would be lost.
-    NotImplementedError: gradients of manual gradients are taken.
+    NotImplementedError: manual gradients are differentiated in turn.
 
   Source: Gomez et al. 2017, section 3.
   """
@@ -137,7 +137,7 @@ class ReversibleChain(keras.layers.Layer):
 
   @property
   def call_arguments(self) -> set[str]:
-    """The names of the arguments that functions take."""
+    """The names of the keyword arguments that a call takes."""
     return {"mask"}.union(*map(call_arguments, self.functions))
 
   def build(self, input_shape):
@@ -171,18 +171,18 @@ class ReversibleChain(keras.layers.Layer):
   def inverse(self, outputs, training=False, mask=None, **kwargs):
     """The inputs that give `outputs`, rebuilt. Assigns nothing.
 
-    Args: as of a call, which this undoes. What layers keep is computed again, and functions that draw random
-    numbers draw others than they did.
+    Takes the arguments of the call that it undoes. What layers keep is computed again. Functions that draw
+    random numbers draw others than they did.
     """
     turns, streams, context = self._prepare(outputs, training, mask, kwargs)
     records = [Record(turn.state(), None) for turn in turns]
     return tuple(rebuild(turns, streams, [turn.weights() for turn in turns], records, context))
 
   def reconstruction_error(self, inputs, training=True, mask=None, **kwargs) -> tf.Tensor:
-    """How well the backward pass of a call rebuilds (x1, x2): the norm of the error over the norm, a scalar.
+    """How well the backward pass rebuilds (x1, x2): the norm of the error over that of (x1, x2), a scalar.
 
-    Args: as of a call. Runs forward, and back as the backward pass does; assigns nothing. The error of an
-    exact chain is 0 unless streams have left the range of its grid or a function does not repeat itself.
+    Takes the arguments of a call. Runs forward, and back as the backward pass does; assigns nothing. The error
+    of an exact chain is 0 unless streams have left the grid's range or a function does not repeat itself.
     """
     turns, streams, context = self._prepare(inputs, training, mask, kwargs)
     streams = self._rounded(streams)
@@ -193,9 +193,9 @@ class ReversibleChain(keras.layers.Layer):
     return tf.linalg.global_norm(error) / tf.linalg.global_norm(streams)
 
   def _prepare(self, streams, training, mask, arguments):
-    """(turns, streams wide enough, the float tensors in the arguments) of a call."""
+    """(turns, widened streams, the float tensors in the arguments) of a call."""
     require_streams(self.name, streams)
-    if not self.built:  # Not by way of `__call__`.
+    if not self.built:  # Only `__call__` builds by itself.
       self.build([tuple(stream.shape) for stream in streams])
     if mask is None:
       mask = [keras_mask(stream) for stream in streams]
@@ -215,11 +215,11 @@ class ReversibleChain(keras.layers.Layer):
     """The kinds of tensors that the functions of a unit keep of their first run."""
     if self.form == "while_loop" or not self.manual_gradients:
       return ()
-    statistics = (STATISTICS,) if self.grid_bits is None else ()  # A second run by them may round otherwise.
+    statistics = (STATISTICS,) if self.grid_bits is None else ()  # A second run by these may round otherwise.
     return (*statistics, ACTIVATIONS) if unit >= len(self.functions) // 2 - self.kept_units else statistics
 
   def _run_without_storing(self, run, undo, turns, streams, weights, states, context):
-    """Forward by `run`, backward by `undo`: ((y1, y2), what changes of the states)."""
+    """Forward by `run`, backward by `undo`: ((y1, y2), new values of changed states)."""
 
     def forward(streams, held):
       return run(turns, streams, held[0], states, held[1])

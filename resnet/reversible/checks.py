@@ -1,4 +1,4 @@
-"""What a user may hand to the layers of the engine, refused early where it would go wrong."""
+"""Checks of what a user hands to the engine's layers, so that mistakes are refused early."""
 
 import inspect
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def require_streams(name: str, streams: Any) -> None:
 
 
 def refuse_streams(name: str, shape: Any) -> None:
-  """Raises ValueError for inputs that are not two: their shape, or the structure of their shapes."""
+  """Raises ValueError for inputs that are not two streams. `shape` is one tensor's, or a list of shapes."""
   single = all(size is None or isinstance(size, int) for size in shape)
   got = f"a tensor of shape {tuple(shape)}" if single else f"{len(shape)} inputs"
   raise ValueError(f"{name} takes two streams, (x1, x2), got {got}; halve a tensor by tf.split(x, 2, axis=-1)")
@@ -47,7 +47,7 @@ def stream_dtype(streams: Sequence[tf.Tensor], variable_dtype: str) -> tf.DType:
 
 
 def build_layer(layer: keras.layers.Layer, shape: Any, dtype: str) -> Tensors | None:
-  """Builds a layer, unless it is built, for inputs of a shape, or of a structure of shapes.
+  """Builds a layer for inputs of a shape, or of a structure of shapes, unless it is built already.
 
   Returns:
     Its symbolic outputs, or None if a call needs more than the inputs.

@@ -1,7 +1,7 @@
-"""How a stream is changed by what a function makes of the other stream, and changed back.
+"""Couplings: how the output of a function changes a stream, and how that change is undone.
 
-Each coupling stands with its equations. One more is a class like these: `couple` and `uncouple`, whose
-gradients TensorFlow finds; with variables, `build` and `get_config` as in any Keras layer.
+Each coupling stands with its equations. To add one, write a class like these: with `couple` and `uncouple`,
+whose gradients TensorFlow finds, and if it has variables, `build` and `get_config` as in any Keras layer.
 """
 
 import keras
@@ -13,35 +13,37 @@ from resnet.reversible.gate import Tensors
 class Coupling(keras.layers.Layer):
   """y = couple(x, *parts(change)); x = uncouple(y, *parts(change)).
 
-  `change` is what F or G gives, x and y are the stream that it changes: the equations are those of one
-  function. In a chain every function has a coupling of its own, made from `get_config`. Variables are made in
-  `build`, by `add_weight(..., autocast=False)`.
+  `change` is the output of F or G; x and y are the stream before and after the change. In a chain every
+  function has a coupling of its own, made from `get_config`. Variables are made in `build`, by
+  `add_weight(..., autocast=False)`.
 
   Attributes:
-    exact: whether couple adds to the stream or negates it and nothing else, so that sums and differences of
-      numbers on a grid undo each other to the last bit.
+    exact: whether `couple` only adds to the stream or negates it, so that `uncouple` undoes it to the last bit
+      for numbers on a grid.
   """
 
   exact = False
 
   def build(self, input_shape):
-    """Makes the variables. input_shape: of the stream."""
+    """Makes the variables. `input_shape` is the shape of the stream."""
 
   def parts(self, change: Tensors) -> tuple[tf.Tensor, ...]:
-    """What the function gives, as tensors of the stream's shape."""
+    """The output of F or G, as tensors of the stream's shape."""
     return (change,)
 
   def call(self, change):
     return self.parts(change)  # For symbolic tensors, whose shapes are checked.
 
   def couple(self, x: tf.Tensor, *parts: tf.Tensor) -> tf.Tensor:
+    """The stream after the change, of the shape of x."""
     raise NotImplementedError(f"{type(self).__name__} has no couple(x, *parts)")
 
   def uncouple(self, y: tf.Tensor, *parts: tf.Tensor) -> tf.Tensor:
+    """The stream before the change, of the shape of y."""
     raise NotImplementedError(f"{type(self).__name__} has no uncouple(y, *parts)")
 
   def log_det(self, x: tf.Tensor, *parts: tf.Tensor) -> tf.Tensor:
-    """Of each example, [N]: the logarithm of |det dy/dx|, for chains of which it is wanted."""
+    """The logarithm of |det dy/dx| of each example, [N]. Only chains with log_det need it."""
     raise NotImplementedError(f"{type(self).__name__} has no log_det(x, *parts)")
 
 
@@ -72,7 +74,7 @@ class Scaled(Coupling):
   by 1 / a in each unit: keep |a| near 1 in deep chains, and look at `reconstruction_error`.
 
   Args:
-    scale: a; if trained, where it starts.
+    scale: a, or its initial value if it is trained.
     trained: whether a is a weight, a scalar for each function of the chain.
 
   Raises:

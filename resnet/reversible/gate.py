@@ -17,9 +17,9 @@ _stored: ContextVar[bool] = ContextVar("stored", default=False)
 
 @contextlib.contextmanager
 def ordinary_backprop() -> Iterator[None]:
-  """Within it chains and recomputed layers store activations, as ordinary backpropagation does.
+  """A context in which chains and recomputed layers store activations, as ordinary backpropagation does.
 
-  For comparisons of results, time and memory. A `tf.function` is what it was traced as.
+  For comparisons of results, time and memory. A `tf.function` keeps the form in which it was traced.
   """
   before = _stored.set(True)
   try:
@@ -29,16 +29,17 @@ def ordinary_backprop() -> Iterator[None]:
 
 
 def activations_are_stored() -> bool:
+  """Whether `ordinary_backprop` is in force."""
   return _stored.get()
 
 
 def after(done: Tensors, tensors: Tensors) -> Tensors:
-  """`tensors`, of which nothing is computed before `done` is: the gate of the backward pass."""
+  """`tensors`, whose users in a graph wait until `done` is computed: the gate of the backward pass."""
   if tf.executing_eagerly():
     return tensors
   done, flat = tf.nest.flatten(done), tf.nest.flatten(tensors)
   if is_compiled_by_xla(tf.compat.v1.get_default_graph()):
-    # XLA ignores control dependencies; to a barrier all results depend on all operands.
+    # XLA ignores control dependencies, but all results of a barrier depend on all of its operands.
     gated = optimization_barrier([*flat, *done])[: len(flat)]
   else:
     with tf.control_dependencies(done):
@@ -49,16 +50,16 @@ def after(done: Tensors, tensors: Tensors) -> Tensors:
 def without_storing(
   name: str, forward: Callable, backward: Callable, rebuilt: Tensors, held: Tensors
 ) -> tuple[Tensors, Tensors]:
-  """`forward(rebuilt, held)`, of which nothing is stored for the backward pass but what is named here.
+  """Runs `forward(rebuilt, held)`. Only `held`, outputs and records are stored for the backward pass.
 
   Args:
     name: of what is run, for errors.
-    forward: (rebuilt, held) -> (outputs, updates, records): what is differentiated, what is not, and whatever
-      the backward pass needs. TensorFlow's tapes see none of it.
-    backward: (outputs, their gradients, held, records, variables) -> the gradients of rebuilt, of held, and
-      of the variables: a list of those that `forward` read on its own.
-    rebuilt: float tensors that the backward pass does without.
-    held: float tensors that are held for it.
+    forward: (rebuilt, held) -> (outputs, updates, records). Outputs are differentiated, updates are not, and
+      records are whatever the backward pass needs. TensorFlow's tapes see nothing of `forward`.
+    backward: (outputs, their gradients, held, records, variables) -> (gradients of rebuilt, of held, of
+      variables). `variables` is a list of those that `forward` read although they are not its arguments.
+    rebuilt: float tensors that are not stored for the backward pass.
+    held: float tensors that are stored for the backward pass.
 
   Returns:
     Outputs and updates.
@@ -85,7 +86,7 @@ def without_storing(
 
 
 def _unrecorded(tensors: Tensors) -> Tensors:
-  """`tensors`, unknown to the tapes of eager mode, which would store what is computed from them."""
+  """`tensors`, hidden from the tapes of eager mode, which would store what is computed from them."""
   return tf.nest.map_structure(tf.stop_gradient, tensors)
 
 
@@ -94,17 +95,16 @@ def _link(*tensors: Tensors) -> tf.Tensor:
 
   @tf.custom_gradient
   def link(*_):
-    return tf.zeros([]), lambda *_: None  # Used by `_first_order` alone, which ends here.
+    return tf.zeros([]), lambda *_: None  # Only `_first_order` uses the link, and it refuses gradients.
 
   return link(*tf.nest.flatten(tensors))
 
 
 def _first_order(name: str, link: tf.Tensor, gradients: Tensors) -> Tensors:
-  """`gradients`, which cannot be differentiated.
+  """`gradients`, made to refuse differentiation.
 
-  To a tape they are constants but for the last of their inputs, since it has not seen how the activations were
-  computed that they are computed from: it would give gradients of gradients that are wrong. `link` connects
-  them to all that they depend on, so that it always comes through here.
+  A tape has not seen how the activations behind `gradients` were computed, so its gradients of them would be
+  wrong. `link` connects `gradients` to all that they depend on, so that a tape always comes through here.
   """
 
   @tf.custom_gradient

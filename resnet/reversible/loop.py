@@ -23,7 +23,7 @@ def run_loop(
   states: list[list[tf.Tensor]],
   context: list[tf.Tensor],
 ) -> tuple[Streams, Entries, list[Record]]:
-  """`run` for weights and states as `stack` gives them; so are the updates. To keep tensors saved no time."""
+  """`run` for weights and states stacked by `stack`; so are the updates. Keeping tensors saved no time."""
 
   def step(index, streams):
     streams, updates, _ = run(turns[:2], streams, _entry(weights, index), _entry(states, index), context)
@@ -34,7 +34,7 @@ def run_loop(
 
 
 def undo_loop(turns, streams, d_streams, weights, records, context, variables):
-  """`undo` for weights, and states in the records, as `stack` gives them; so are the weights' gradients."""
+  """`undo` for stacked weights, and stacked states in the records; so are the weights' gradients."""
   states = [record.state for record in records]
 
   def step(index, carried):
@@ -54,12 +54,14 @@ def undo_loop(turns, streams, d_streams, weights, records, context, variables):
 
 
 def stack(values: list[list[tf.Tensor]]) -> list[list[tf.Tensor]]:
-  """From a list of tensors for each function to one for F and one for G, each tensor stacked by unit."""
+  """From a list of tensors for each function to one list for F and one for G, each tensor stacked by unit."""
   return [[tf.stack(entries) for entries in zip(*values[k::2], strict=True)] for k in (0, 1)]
 
 
 def unstack(turns: list[Turn], updates: Entries) -> Updates:
-  """The updates of `run_loop` as those of `run`. Outside of the custom gradient: its ops grow with its outputs.
+  """The updates of `run_loop` in the form of `run`'s.
+
+  To be called outside the custom gradient, whose number of ops grows with that of its outputs.
 
   Raises:
     ValueError: units share a layer whose state changes.
@@ -78,7 +80,7 @@ def unstack(turns: list[Turn], updates: Entries) -> Updates:
 
 
 def require_alike(functions: list[keras.layers.Layer]) -> None:
-  """Raises ValueError unless the Fs are of one configuration, and the Gs."""
+  """Raises ValueError unless all Fs have the same configuration, and all Gs."""
   for k, function in enumerate(functions):
     if _configuration(function) != _configuration(functions[k % 2]):
       raise ValueError(
@@ -90,7 +92,7 @@ def require_alike(functions: list[keras.layers.Layer]) -> None:
 def _loop(step: Callable, carried: Tensors, like: Entries, indices: range) -> tuple[Tensors, Entries]:
   """carried, output = step(index, carried), for each index: (the last carried, the outputs stacked by index).
 
-  A step may have any of the keys of `like`, which has the shapes and dtypes of the stacked outputs.
+  An output may have any of the keys of `like`, which has the shapes and dtypes of the stacked outputs.
   """
   written: set[tuple[int, int]] = set()
 
@@ -123,7 +125,7 @@ def _entries(tensors: list[list[tf.Tensor]]) -> Entries:
 
 
 def _configuration(layer: keras.layers.Layer) -> Any:
-  """What a layer is, but for the names and seeds in it."""
+  """A layer's configuration without names, seeds and the shapes that it was built for."""
 
   def anonymous(config):
     if isinstance(config, dict):

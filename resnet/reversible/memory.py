@@ -25,7 +25,7 @@ class MemoryReport:
     reversible: of the model as it is.
     ordinary: of the model, every activation stored.
     weights: the model's variables, which take their memory either way.
-    measure: what the first two are.
+    measure: in words, how the first two were measured.
   """
 
   reversible: int
@@ -43,17 +43,18 @@ class MemoryReport:
 
 
 def memory_report(model: keras.layers.Layer, inputs: Tensors, **arguments: Any) -> MemoryReport:
-  """What a training step of `model` takes, as it is and by ordinary backpropagation.
+  """The memory that a training step of `model` takes, as it is and by ordinary backpropagation.
 
       print(memory_report(model, images))
 
   The step is `model(inputs, training=True, **arguments)`, the mean square of the outputs, and its gradients for
   all weights, without an optimizer. The model is left as it is.
 
-  On a GPU it runs here, and the figures are the most memory that TensorFlow's allocator had handed out at once
-  during the step, above what it had before. On a CPU each figure is from a process of its own: by how much the
-  whole batch raises the peak of its resident memory, after a step of a single example. What building the graph
-  took is used again, so that small figures come out too small: those below some 50 MB say little.
+  On a GPU the step runs in this process. The figures are the most memory that TensorFlow's allocator had
+  handed out at once during the step, above what it had before. On a CPU each figure is from a process of its
+  own: by how much the whole batch raises the peak of resident memory, after a step of a single example. Memory
+  that building the graph took is used again, so small figures come out too small: those below some 50 MB say
+  little.
 
   Args:
     model: any Keras layer or model with `ReversibleChain`s or `Recompute`s in it, or RevNet. On a CPU it is
@@ -88,7 +89,7 @@ def memory_report(model: keras.layers.Layer, inputs: Tensors, **arguments: Any) 
 
 def _peak_on_gpu(device, model, inputs, arguments, ordinary):
   step = _traced(model, inputs, arguments, ordinary)
-  step(inputs, arguments)  # What is done once only, as choosing algorithms, may take more.
+  step(inputs, arguments)  # Work that is done only once, such as choosing algorithms, may take more.
   name = device.removeprefix("/device:")
   tf.config.experimental.reset_memory_stats(name)
   before = tf.config.experimental.get_memory_info(name)["current"]
@@ -126,8 +127,8 @@ def _resident_growth(model, inputs, arguments, ordinary):
 
 
 def _peak() -> int:
-  """Bytes of resident memory that this process held at most so far."""
-  if sys.platform == "linux":  # Where ru_maxrss counts what the parent held when it started this process.
+  """The peak of this process's resident memory so far, in bytes."""
+  if sys.platform == "linux":  # There ru_maxrss counts what the parent held when it started this process.
     status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

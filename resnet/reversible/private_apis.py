@@ -1,4 +1,4 @@
-"""Every use of what TensorFlow and Keras do not promise to keep; requirements.txt bounds their versions for it."""
+"""The engine's uses of private parts of TensorFlow and Keras; requirements.txt bounds their versions for it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ def is_compiled_by_xla(graph: tf.Graph) -> bool:
 
 
 def optimization_barrier(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-  """The tensors, of which XLA computes none for later use before all are computed."""
+  """The same tensors; under XLA nothing uses one of them before all are computed."""
   return list(xla.optimization_barrier(*tensors))
 
 

@@ -1,4 +1,4 @@
-"""Running a layer again in the backward pass, for what cannot be undone: only its inputs are kept."""
+"""Running a layer a second time, in the backward pass, where it cannot be undone: only its inputs are kept."""
 
 from collections.abc import Collection
 from typing import Any
@@ -15,26 +15,26 @@ from resnet.reversible.turn import Call, call_arguments
 
 @keras.saving.register_keras_serializable("resnet")
 class Recompute(keras.layers.Layer):
-  """A layer of any kind, of which only the inputs are kept for the backward pass, which runs it again.
+  """A layer of any kind that the backward pass runs again: only its inputs are kept.
 
       block = Recompute(keras.Sequential([Conv2D(64, 3), BatchNormalization(), ReLU(), Dropout(0.1)]))
       y = block(x, training=True)
 
-  Unlike `tf.recompute_grad` and `keras.remat` it moves the layer's statistics once a step, not twice, drops
-  the same units in the second run, runs it no sooner than its gradients are wanted, and is a layer: for
-  functional models, saving and loading.
+  Unlike with `tf.recompute_grad` and `keras.remat`, the layer's statistics move once a step, not twice; dropout
+  drops the same units in the second run; that run waits until its gradients are wanted; and the result is a
+  layer, for functional models, saving and loading.
 
   Args:
     layer: the layer.
-    keep: what the layers in it may keep of the first run beside its inputs, see `replayed`. Without
-      "statistics" the second run repeats the first to the bit.
+    keep: the kinds of tensors that the layer may keep of the first run beside its inputs, see `replayed`.
+      Without "statistics" the second run repeats the first to the bit.
 
   Call arguments:
     inputs: float tensors, or a structure of them.
     training, mask, **kwargs: handed to the layer; gradients go to the inputs and to the kwargs' float tensors.
 
   Raises:
-    NotImplementedError: gradients of its gradients are taken.
+    NotImplementedError: the gradients are differentiated in turn.
     ValueError: an argument that the layer does not take; in a graph, a layer that would not repeat itself.
 
   Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".

@@ -1,6 +1,6 @@
 """Layers as functions without side effects, which may be run a second time.
 
-For a layer's author: `replayed` lets what is expensive to compute be computed in the first run only.
+For a layer's author: with `replayed`, an expensive part of a layer is computed in the first run only.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ class Kept:
 class _Run:
   kinds: Collection[str]  # that may be kept
   kept: Kept
-  asked: int | None = None  # In the second run, how often layers have asked.
+  asked: int | None = None  # How often layers have asked; None in the first run.
 
   def next(self, layer: str) -> tuple[Tensors, tf.TensorShape]:
     position = self.asked
@@ -77,17 +77,16 @@ def replayed(
       pass: a tensor or a structure of them. State that the layer changes is best changed here.
     again: (kept, *inputs) -> (y, its gradient function), as `tf.custom_gradient` wants it.
     *inputs: tensors or variables that a gradient is wanted for.
-    kind: "statistics" is for what is small beside an activation, and kept by all units; `again` may round
-      otherwise than `first` does. "activations" is for what is not small: it is kept where the chain's
-      `kept_units` allow it, and `again` gives the same bits as `first`. Where nothing may be kept (no second
-      run follows, or the chain is a while_loop, or it is exact and the kind is "statistics") `first` is
-      computed in both runs.
+    kind: "statistics", if `kept` is small beside an activation: all units keep it, and `again` may round
+      otherwise than `first`. "activations", if it is not small: it is kept where the chain's `kept_units` allow
+      it, and `again` must give the same bits as `first`. Where nothing may be kept (no second run follows, or
+      the chain is a while_loop, or it is exact and the kind is "statistics") `first` is computed in both runs.
 
   Returns:
     y and kept.
 
   Raises:
-    ValueError: the second run of a function makes other calls than its first one did.
+    ValueError: the kind is neither, or a function's second run makes other calls than its first one did.
   """
   if kind not in (STATISTICS, ACTIVATIONS):
     raise ValueError(f"kind must be {STATISTICS!r} or {ACTIVATIONS!r}, got {kind!r}")
@@ -115,7 +114,7 @@ def replayed(
 
 
 class StatelessLayers:
-  """Runs code of layers with given values in place of their variables, and changes none of these.
+  """Runs layers on given values in place of their variables, which do not change.
 
   Args:
     layers: built.
@@ -133,11 +132,11 @@ class StatelessLayers:
     self._keep = keep
 
   def weights(self) -> list[tf.Tensor]:
-    """The trained variables, read."""
+    """The values of the trained variables."""
     return [tf.convert_to_tensor(variable.value) for variable in self._trainable]
 
   def state(self) -> list[tf.Tensor]:
-    """The other variables, read: the variables themselves would change under the second run."""
+    """The values of the other variables, as tensors: the variables change before the second run."""
     values = [tf.convert_to_tensor(variable.value) for variable in self.state_variables]
     # Tapes of eager mode watch frozen weights, too, and would store what is computed from them.
     return [tf.stop_gradient(value) for value in values] if tf.executing_eagerly() else values
@@ -153,9 +152,12 @@ class StatelessLayers:
     """`call(*inputs)`: (what it returns, new values of the state that it changes by index, what was kept).
 
     Args:
-      call: uses tensors of `inputs` and variables.
+      call: a function of `inputs` and the layers' variables.
       weights, state: as of `weights()` and `state()`.
-      kept: makes this the second run: what the first one kept.
+      kept: what the first run kept; makes this the second run.
+
+    Raises:
+      ValueError: the code cannot be run twice, see `require_repeatable` and `replayed`, or adds a loss.
     """
     run = _Run(self._keep, Kept()) if kept is None else _Run(self._keep, kept, asked=0)
     previous = _current.set(run)
@@ -183,5 +185,5 @@ class StatelessLayers:
 
 
 def gated(kept: Kept, inputs: Tensors) -> Kept:
-  """`kept`, from which nothing is computed before `inputs` are there: what is, must heed the gate, too."""
+  """`kept`, whose users wait until `inputs` are computed: what depends on kept tensors must be gated, too."""
   return dataclasses.replace(kept, tensors=after(inputs, kept.tensors)) if kept.tensors else kept

@@ -22,13 +22,13 @@ _READING = ("ResourceGather", "ResourceGatherNd")
 
 @contextlib.contextmanager
 def require_repeatable(name: str, given: Tensors) -> Iterator[None]:
-  """Refuses code within it that, in a graph, a second run would not repeat, or whose gradient would be lost.
+  """A context that refuses code which a second run would not repeat, or whose gradient would be lost.
 
-  Eager mode has no graph to look at: what is refused here gives wrong gradients there.
+  It looks at the graph. Eager mode has none: there such code is not refused, and gives wrong gradients.
 
   Args:
     name: of what runs, for errors.
-    given: the tensors that it is a function of.
+    given: the tensors that the code is a function of.
 
   Raises:
     ValueError: random numbers that a second run would draw anew, a variable that is assigned to twice, or a
@@ -55,7 +55,7 @@ def require_repeatable(name: str, given: Tensors) -> Iterator[None]:
           "pass; make it a weight of the layer (add_weight)"
         )
   if tf.distribute.get_replica_context().num_replicas_in_sync > 1:
-    return  # What replicas hand to each other comes from outside, rightly.
+    return  # Tensors that replicas hand to each other rightly come from outside.
   known = {id(tensor) for op in ops if op.type != "Placeholder" for tensor in op.outputs}
   known |= {id(tensor) for tensor in tf.nest.flatten(given)}
   for op in ops:
@@ -69,7 +69,7 @@ def require_repeatable(name: str, given: Tensors) -> Iterator[None]:
 
 
 def _types(graph: tf.Graph, node: Any) -> Iterator[str]:
-  """The type of an op, and of those in the functions that it calls."""
+  """The type of an op, and the types of the ops in functions that it calls."""
   yield node.op
   for value in node.attr.values():
     for function in (value.func, *value.list.func):
@@ -79,7 +79,7 @@ def _types(graph: tf.Graph, node: Any) -> Iterator[str]:
 
 
 def _captured(tensor: tf.Tensor) -> tf.Tensor:
-  """What a graph's placeholder stands for, if it stands for a tensor of a graph around it or of eager mode."""
+  """The tensor of an outer graph or of eager mode that `tensor` is a placeholder of; otherwise `tensor`."""
   while tf.is_symbolic_tensor(tensor) and tensor.op.type == "Placeholder":
     outside = [outer for outer, inner in getattr(tensor.graph, "captures", ()) if inner is tensor]
     if not outside:

@@ -15,7 +15,7 @@ Streams = list[tf.Tensor]  # x1 and x2, and the sum of the couplings' log_det [N
 
 
 class Turn:
-  """Function k of a chain, of F of unit 0, G of unit 0, F of unit 1, and so on: it changes stream k % 2.
+  """Function k of the list F of unit 0, G of unit 0, F of unit 1, and so on: it changes stream k % 2.
 
   streams[k % 2] = couple(streams[k % 2], *parts(function(streams[1 - k % 2])))
 
@@ -24,7 +24,7 @@ class Turn:
     layer: the function.
     coupling: its coupling.
     call: what the chain was called with.
-    grid_bits: None, or what the function gives is rounded to multiples of 2 ** -grid_bits.
+    grid_bits: if given, the function's output is rounded to multiples of 2 ** -grid_bits.
     keep: the kinds of tensors that the first run keeps for the second, see `replayed`.
 
   Attributes:
@@ -50,7 +50,7 @@ class Turn:
   def run(
     self, streams: Streams, weights: list[tf.Tensor], state: list[tf.Tensor], context: list[tf.Tensor]
   ) -> tuple[Streams, dict[int, tf.Tensor], Kept]:
-    """Forward: the streams after the turn, what it changes of the state, by index, and what it keeps."""
+    """Forward: (the streams after the turn, new values of changed state by index, what the turn keeps)."""
     streams = list(streams)
     parts, updates, kept = self._parts(streams, weights, state, context)
     streams[self._target], *log_det = self._couple(streams, weights, state, parts)
@@ -74,10 +74,10 @@ class Turn:
     kept: Kept,
     variables: list[tf.Variable],
   ) -> tuple[Streams, Streams, list[tf.Tensor], list[tf.Tensor | None]]:
-    """Backward: (the streams before the turn, their gradients, those of the weights, of context + variables).
+    """Backward: (streams before the turn, gradients of these, of the weights, of context + variables).
 
-    The function runs once, under a tape: what it gives rebuilds the stream that it changed, and its gradient
-    goes to the other one. The last gradients are None where the turn does not depend on the tensor.
+    The function runs once, under a tape: its output rebuilds the stream that it changed, and its gradient goes
+    to the other one. A gradient of context + variables is None if the turn does not depend on the tensor.
     """
     streams, d_streams = list(streams), list(d_streams)
     source = streams[self._source]
@@ -98,7 +98,7 @@ class Turn:
     return streams, d_streams, d_weights, others[len(weights) :]
 
   def _parts(self, streams, weights, state, context, kept=None):
-    """What the function gives, as parts for the coupling; what it changes of the state; what it keeps."""
+    """(the function's output, as parts for the coupling; the state that it changes; what it keeps)."""
     target = streams[self._target]
 
     def call(source, arguments):
@@ -112,7 +112,7 @@ class Turn:
     return self._stateless.run(call, weights, state, streams[self._source], arguments, kept=kept)
 
   def _couple(self, streams, weights, state, parts):
-    """The stream that the turn changes, after it, and the log_det if it is wanted."""
+    """[the changed stream, and its log_det if wanted]."""
 
     def call(x, *parts):
       y = self._coupling.couple(x, *parts)
@@ -130,11 +130,11 @@ class Call:
 
   Args:
     training: for all of them.
-    mask: None, or the mask of each input or None.
-    arguments: for those whose `call` has an argument of the name.
+    mask: None, or a list of the inputs' masks, each of which may be None.
+    arguments: by name; each goes to the layers whose `call` has an argument of the name.
 
   Attributes:
-    context: the float tensors in `arguments`: what a gradient is wanted for.
+    context: the float tensors in `arguments`, for which gradients are wanted.
   """
 
   def __init__(self, training: bool, mask: Any, arguments: dict[str, Any]):
@@ -162,7 +162,7 @@ class Call:
 
 
 def call_arguments(layer: keras.layers.Layer) -> set[str]:
-  """The names of the arguments of a layer's `call` but its inputs and `training`.
+  """The names of the arguments of a layer's `call`, without its inputs and `training`.
 
   A layer that hands arguments on, as a chain does, has an attribute `call_arguments` that says which.
   """
@@ -173,11 +173,12 @@ def call_arguments(layer: keras.layers.Layer) -> set[str]:
 
 
 def function_name(k: int, layer: keras.layers.Layer) -> str:
+  """What errors call function k of a chain: "G of unit 0 ('dense')"."""
   return f"{'FG'[k % 2]} of unit {k // 2} ({layer.name!r})"
 
 
 def require_shape(name: str, shape: tf.TensorShape, stream: tf.TensorShape) -> None:
-  """Raises ValueError unless a function gives what its coupling adds to a stream, as far as is known."""
+  """Raises ValueError if a function's output does not have the shape of `stream`, as far as both are known."""
   if not tf.TensorShape(shape).is_compatible_with(stream):
     raise ValueError(
       f"{name} gives shape {tuple(shape)} to a stream of shape {tuple(stream)}; F maps x2 to the shape of x1, "

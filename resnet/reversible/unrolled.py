@@ -27,7 +27,7 @@ def run(
   states: list[list[tf.Tensor]],
   context: list[tf.Tensor],
 ) -> tuple[Streams, Updates, list[Record]]:
-  """Forward: ((y1, y2), what changes of the states, what the backward pass needs).
+  """Forward: ((y1, y2), new values of changed states, what the backward pass needs).
 
   A layer that several turns share sees the state as the turn before left it.
   """
@@ -55,8 +55,8 @@ def undo(
   """Backward, from (y1, y2) and their gradients.
 
   Returns:
-    (x1, x2), their gradients, those of the weights, and those of context + variables, each the sum over the
-    turns, or None where no turn depends on the tensor.
+    (x1, x2), and the gradients of (x1, x2), of the weights, and of context + variables. Each of the last is the
+    sum over the turns, or None if no turn depends on the tensor.
   """
   d_weights = []
   d_shared: list[tf.Tensor | None] = [None] * (len(context) + len(variables))

@@ -71,7 +71,9 @@ def read_curves(experiment_id: str, logs: str | os.PathLike) -> dict[str, Points
       steps, values = np.array(list(points)), np.array(list(points.values()))
       curves[name] = steps, 100 * values if name.endswith("_acc") else values
   if not curves:
-    raise UserError(f"experiment {experiment_id} has no curves: no point in {folder}/{{{','.join(PANELS)}}}.csv")
+    raise UserError(
+      f"experiment {experiment_id} has no curves: no point in {folder}/{{{','.join(PANELS)}}}.csv"
+    )
   return curves
 
 
@@ -114,7 +116,7 @@ def plot(curves: Mapping[str, Mapping[str, Points]], path: str | os.PathLike) ->
     if name in ("train_ce", "learn_rate"):
       axis.set_yscale("log")
     elif trained := [value for ours in curves.values() if name in ours for value in ours[name][1][1:]]:
-      # The first point, that of the untrained network, would press the others into a line.
+      # The untrained network's accuracy, the first point, would press the others into a line.
       axis.set_ylim(bottom=1.1 * min(trained) - 10)
     axis.spines[["top", "right"]].set_visible(False)
   figure.legend(shown.values(), shown, loc="outside lower center", ncols=min(len(shown), 3), frameon=False)

@@ -76,7 +76,7 @@ def evaluate_checkpoints(
       "train_acc5" and "valid_acc5".
     step: which checkpoint; None is the newest.
     watch: ignore `step`; measure every checkpoint that has no point in valid_acc.csv, and each one that
-      appears, until that of the last step, config.max_train_iter, is done. A damaged one is a warning.
+      appears, up to the last step, config.max_train_iter. A damaged checkpoint is a warning.
 
   Raises:
     UserError: the checkpoint is missing or damaged, or the data is damaged.

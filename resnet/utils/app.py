@@ -11,9 +11,7 @@ from absl import app, flags, logging
 from resnet.utils.errors import UserError
 
 
-def run(
-  define_flags: Callable[[], None], main: Callable[..., None], takes_arguments: bool = False
-) -> None:
+def run(define_flags: Callable[[], None], main: Callable[..., None], takes_arguments: bool = False) -> None:
   """Defines a script's flags, parses the command line, and calls `main()`.
 
   With `takes_arguments` it calls `main(arguments)` with the list of arguments that are not flags; without, such

@@ -83,7 +83,7 @@ def main() -> None:
 def make_cases(
   models: Iterable[str], modes: Sequence[str], batches: Sequence[int], units: Sequence[int]
 ) -> list[Case]:
-  """The cases of all models x units x batches x modes, in this order, of which ResNets have only `ordinary`.
+  """The cases of all models x units x batches x modes, in this order. ResNets have the mode `ordinary` alone.
 
   Args:
     models: names of configurations.

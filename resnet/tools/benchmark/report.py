@@ -43,7 +43,7 @@ class Case:
 
 @dataclasses.dataclass
 class Result:
-  """Measurements of a case, of which those up to its failure are there if it failed."""
+  """Measurements of a case. If the case failed, those that were made before."""
 
   case: Case
   first_step_seconds: float | None = None

@@ -62,7 +62,7 @@ def list_pictures(source: str | os.PathLike) -> list[Picture]:
 
 
 def with_labels(pictures: list[Picture], labels_path: str) -> list[Picture]:
-  """Gives pictures without class the synsets of a file, line i being that of the i-th by name.
+  """Gives pictures without class the synsets of a file: line i has the synset of the i-th picture by name.
 
   Raises:
     UserError: the file cannot be read, or has not one line for each picture.

@@ -1,0 +1,49 @@
+"""What the README and the pages of docs/ point to is there."""
+
+import importlib.util
+import re
+
+import pytest
+from helpers import ROOT
+
+PAGES = [
+  ROOT / "README.md",
+  ROOT / "CONTRIBUTING.md",
+  ROOT / "CHANGELOG.md",
+  *sorted((ROOT / "docs").glob("*.md")),
+]
+
+
+def text_of(page):
+  return page.read_text(encoding="utf-8")
+
+
+def anchors(page):
+  """The names by which headings are linked to: lower case, hyphens for spaces, no punctuation."""
+  headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text_of(page), flags=re.DOTALL), re.MULTILINE)
+  return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+  broken = []
+  for link in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+    if link.startswith("http"):
+      continue
+    path, _, anchor = link.partition("#")
+    target = page.parent / path if path else page
+    if not target.exists() or (anchor and anchor not in anchors(target)):
+      broken.append(link)
+  assert not broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_name_programs_that_exist(page):
+  programs = set(re.findall(r"python -m ([\w.]+)", text_of(page)))
+  assert all(importlib.util.find_spec(program) for program in programs), programs
+  scripts = set(re.findall(r"(?:\./|python )((?:\w+/)?\w+\.(?:py|sh))\b", text_of(page)))
+  assert all((ROOT / script).is_file() for script in scripts), scripts
+
+
+def test_the_front_door_is_short():
+  assert len(text_of(ROOT / "README.md").splitlines()) <= 150
