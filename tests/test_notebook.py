@@ -80,7 +80,7 @@ def test_the_inverse_gives_the_inputs(numbers):
 def test_gradients_are_those_of_ordinary_backprop(numbers):
   ((variables, difference),) = numbers("# variables, largest relative difference #")
   assert variables > 50
-  assert 0 < difference < 1e-2  # Of float32, after training; a wrong term exceeds it by far.
+  assert 0 < difference < 1e-3  # In float32. With 1 % of error in the inverse it is 0.1.
 
 
 def test_memory_is_saved(numbers):
@@ -96,6 +96,12 @@ def test_the_committed_notebook_is_small_and_ran_from_top_to_bottom():
   assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
   assert not any(cell.metadata for cell in cells)  # Times of execution.
   assert str(ROOT) not in NOTEBOOK.read_text(encoding="utf-8")
+
+
+def test_its_links_lead_somewhere():
+  links = re.findall(r"\]\((\.\./[^)#]+)", "".join(cell.source for cell in read().cells))
+  assert links
+  assert all((NOTEBOOK.parent / link).is_file() for link in links)
 
 
 if __name__ == "__main__":
