@@ -13,6 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before TensorFlow is loade
 
 from absl import flags
 
+from resnet.configs.config import NUM_CLASSES
 from resnet.data import EvaluationData, get_dataset, splits
 from resnet.training.strategy import make_strategy
 from resnet.training.train_loop import train
@@ -24,11 +25,11 @@ FLAGS = flags.FLAGS
 
 
 def define_flags():
-  define_training_flags(models="resnet/configs/cifar_configs.py", results="./results/cifar", num_gpu=None)
+  define_training_flags(dataset="cifar-10", results="./results/cifar", num_gpu=None)
   flags.DEFINE_enum(
     "dataset",
     None,
-    ["cifar-10", "cifar-100", "fashion-mnist", "digits"],
+    [name for name in NUM_CLASSES if name != "imagenet"],
     "Dataset. Default: the configuration's, cifar-10.",
   )
   flags.DEFINE_string(

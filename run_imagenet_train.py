@@ -27,7 +27,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags():
-  define_training_flags(models="resnet/configs/imagenet_configs.py", results="./results/imagenet", num_gpu=4)
+  define_training_flags(dataset="imagenet", results="./results/imagenet", num_gpu=4)
   flags.DEFINE_string("data_dir", "data/imagenet", "Folder of record files, or of TensorFlow Datasets.")
   flags.DEFINE_integer(
     "num_pass", 1, "Forward and backward passes of each step, over which gradients are averaged.", lower_bound=1

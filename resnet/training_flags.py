@@ -9,20 +9,22 @@ from absl import flags
 
 from resnet.configs import get_config, override_config
 from resnet.configs.config import NUM_CLASSES, Config
+from resnet.configs.config_factory import config_names
 from resnet.experiments.experiment import Experiment
 from resnet.original.config_file import load_config
 from resnet.utils.errors import UserError
 
 
-def define_training_flags(models: str, results: str, num_gpu: int | None) -> None:
+def define_training_flags(dataset: str, results: str, num_gpu: int | None) -> None:
   """Defines the flags that training scripts have in common.
 
   Args:
-    models: where the names of models are listed.
+    dataset: "imagenet" or "cifar-10", whose models --model may name.
     results: default of --results.
     num_gpu: default of --num_gpu; None for all.
   """
-  flags.DEFINE_string("model", None, f"Model: one of {models}.")
+  models = [name for name in config_names() if get_config(name).dataset == dataset]
+  flags.DEFINE_string("model", None, f"Model: {', '.join(models)}.")
   flags.DEFINE_string("config", None, "JSON file of a configuration, instead of --model.")
   flags.DEFINE_string("id", None, "Experiment ID. Default: a new one.")
   flags.DEFINE_string("results", results, "Folder of configurations and checkpoints, by experiment ID.")

@@ -13,6 +13,7 @@ python3 -m venv "$folder/env"
 PATH="$folder/env/bin:$PATH"
 pip wheel --quiet --no-deps --wheel-dir "$folder" "$folder/clone"
 pip install --quiet "$folder"/revnet-*.whl
+[ -f "$folder"/env/lib/python3*/site-packages/resnet/py.typed ]
 mkdir "$folder/empty"
 cd "$folder/empty"
 
@@ -20,7 +21,10 @@ revnet-cifar-train --dataset digits --model revnet-38 --override batch_size=10 -
 revnet-export-checkpoint --id a --results results/cifar --format tf1 --output exported
 revnet-import-checkpoint --checkpoint exported/tf1 --config exported/conf.json --results results/cifar --id b
 
-# Every other command says what it needs.
+# Help names all flags, and every other command says what it needs.
+(revnet-cifar-train --help || true) >help
+grep --quiet -- "--dataset" help
+grep --quiet -- "--restore" help
 fails_with() {
   local message=$1
   shift
@@ -28,7 +32,7 @@ fails_with() {
     echo "$1 must fail" >&2
     exit 1
   fi
-  tail -n 1 error | grep --fixed-strings -- "$message" || { cat error >&2 && exit 1; }
+  tail -n 1 error | grep "^$1: error: " | grep --fixed-strings -- "$message" || { cat error >&2 && exit 1; }
 }
 fails_with "--train_dir or --validation_dir" revnet-build-imagenet-records --output_dir records
 fails_with "unknown model 'revnet-111'" revnet-gradient-angles --model revnet-111

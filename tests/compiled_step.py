@@ -14,7 +14,9 @@ from helpers import make_batch, make_model
 
 from resnet.training.step import loss_and_gradients
 
-DUMP, STAGES, UNITS = pathlib.Path(sys.argv[1]), int(sys.argv[2]), map(int, sys.argv[3].split(","))
+DUMP, STAGES = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+UNITS = [int(units) for units in sys.argv[3].split(",")]
+SIZE = 32 if STAGES > 1 else 16  # pixels; the test's network is small, to be compiled soon
 
 
 def compiled(units, **fields):
@@ -23,8 +25,8 @@ def compiled(units, **fields):
     "num_residual_units": (units,) * STAGES,
     "filters": (8, *(8 * 2**stage for stage in range(STAGES))),
     "strides": (1, *[2] * (STAGES - 1)),
-    "height": 16 * min(STAGES, 2),
-    "width": 16 * min(STAGES, 2),
+    "height": SIZE,
+    "width": SIZE,
   }
   model = make_model("revnet-test", **network, **fields)
   images, labels = make_batch(model, 100)

@@ -45,5 +45,24 @@ def test_commands_name_programs_that_exist(page):
   assert all((ROOT / script).is_file() for script in scripts), scripts
 
 
+# Flags of other programs.
+FOREIGN = {
+  "logdir",
+  "no-deps",
+  "xla_cpu_enable_concurrency_optimized_scheduler",
+  "xla_dump_hlo_as_text",
+  "xla_dump_to",
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_are_those_of_the_programs(page):
+  sources = [*ROOT.glob("run_*.py"), *(ROOT / "resnet").rglob("*.py"), *(ROOT / "tests").glob("torture.py")]
+  code = "".join(text_of(source) for source in sources)
+  defined = set(re.findall(r"(?:DEFINE_\w+|add_argument)\(\s*\"(?:--)?(\w+)\"", code)) | FOREIGN
+  shown = set(re.findall(r"(?<![\w-])--(\w[\w-]*)", text_of(page)))
+  assert shown <= defined, shown - defined
+
+
 def test_the_front_door_is_short():
   assert len(text_of(ROOT / "README.md").splitlines()) <= 150

@@ -43,8 +43,8 @@ def test_flags_choose_the_configuration(tmp_path):
     ({"restore": True, "id": "x", "run_validation": True}, "--validation is True, but experiment x"),
     ({"restore": True, "id": "x", "dtype": "mixed_float16"}, "--dtype is mixed_float16, but experiment x"),
     ({"id": "x"}, "experiment x exists in"),
-    ({"id": "a/b"}, "--id must be the name of a folder, without '/', got 'a/b'"),
-    ({"id": ".."}, "--id must be the name of a folder"),
+    ({"id": "a/b"}, "an experiment's ID must be the name of a folder, without '/', got 'a/b'"),
+    ({"id": ".."}, "an experiment's ID must be the name of a folder"),
   ],
 )
 def test_flags_that_contradict_the_experiment_are_refused(tmp_path, kwargs, message):

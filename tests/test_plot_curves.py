@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from resnet.experiments.curves import ExperimentLogger
+from resnet.experiments.logger import ExperimentLogger
 from resnet.tools import figures, plot_curves
 from resnet.utils.errors import UserError
 
@@ -87,7 +87,7 @@ def test_a_long_list_of_experiments_keeps_its_lines_apart(tmp_path, drawn):
     (["a", "--label=x", "--label=y"], "--label must be given once for each of the 1 IDs, got 2"),
     (["a", "a"], "a is named twice; give each experiment a --label of its own"),
     (["a", "--output=nowhere/a.png"], "cannot write nowhere/a.png: No such file or directory"),
-    (["../a"], "must be the name of a folder, without '/', got '../a'"),
+    (["../a"], "an experiment's ID must be the name of a folder, without '/', got '../a'"),
     (["a", "--lable=x"], "Unknown command line flag 'lable'"),
   ],
 )

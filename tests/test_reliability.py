@@ -22,9 +22,10 @@ from test_training import CONFIG, built, run, steps
 
 from resnet.configs import override_config
 from resnet.data import get_dataset
-from resnet.experiments.curves import ExperimentLogger, read_curve
+from resnet.experiments.curves import read_curve
 from resnet.experiments.experiment import Experiment
 from resnet.experiments.lock import locked
+from resnet.experiments.logger import ExperimentLogger
 from resnet.training.checkpoint import CheckpointError, Checkpoints, NotFiniteError, SaveError
 from resnet.training.train_loop import make_train_step
 from resnet.utils.app import run as run_main

@@ -90,6 +90,13 @@ def test_mistakes_are_one_clear_line(run_script, tmp_path, arguments, message):
   assert not [path for path in left if path.is_file() and path.name != "lock"], "nothing is written"
 
 
+def test_help_lists_all_flags(tmp_path):
+  shown = start("run_cifar_train.py", "--help", cwd=tmp_path).stdout
+  assert shown.startswith("Trains a ResNet or RevNet on CIFAR-10")
+  for flag in ("model", "dataset", "restore", "override", "data_dir", "[no]jit"):
+    assert f"\n  --{flag}:" in shown, shown
+
+
 def test_missing_data_is_one_clear_line(run_script, tmp_path, monkeypatch):
   def no_network(*_, **__):
     raise OSError("no route to host")

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from resnet.utils.errors import UserError
 
 TFDS_NAMES = {"cifar-10": "cifar10", "cifar-100": "cifar100", "fashion-mnist": "fashion_mnist"}
+FROM_FILES = {"fashion-mnist": ", make it from its four files by python -m resnet.tools.prepare_fashion_mnist"}
 SIZE = 32  # pixels, the input size of the CIFAR networks
 
 
@@ -37,7 +38,8 @@ def load_tfds_images(name: str, data_dir: str) -> dict[str, tuple[np.ndarray, np
     reason = (str(error).strip() or repr(error)).splitlines()[0]
     raise UserError(
       f"{name} is not prepared in {data_dir} and could not be downloaded ({reason}); give the folder "
-      f"that holds {TFDS_NAMES[name]}/ by --data_dir, or try --dataset digits, which needs no download"
+      f"that holds {TFDS_NAMES[name]}/ by --data_dir{FROM_FILES.get(name, '')}, or try --dataset digits, which "
+      "needs no download"
     ) from error
 
 

@@ -33,9 +33,11 @@ class Experiment:
       UserError: the name cannot be that of a folder, or is too long.
     """
     if experiment_id in ("", ".", "..") or "/" in experiment_id or not experiment_id.isprintable():
-      raise UserError(f"--id must be the name of a folder, without '/', got {experiment_id!r}")
+      raise UserError(f"an experiment's ID must be the name of a folder, without '/', got {experiment_id!r}")
     if len(experiment_id.encode()) > MAX_ID_BYTES:
-      raise UserError(f"--id must have at most {MAX_ID_BYTES} bytes, got {len(experiment_id.encode())}")
+      raise UserError(
+        f"an experiment's ID must have at most {MAX_ID_BYTES} bytes, got {len(experiment_id.encode())}"
+      )
     return cls(experiment_id, pathlib.Path(results, experiment_id), pathlib.Path(logs, experiment_id))
 
   @property

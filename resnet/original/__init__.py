@@ -1,0 +1,1 @@
+"""The original code's checkpoints and configuration files."""

@@ -1,4 +1,4 @@
-"""Programs beside training, each run as python -m resnet.tools.NAME."""
+"""Programs beside training, each run as python -m resnet.tools.NAME; figures.py is what two of them share."""
 
 import os
 

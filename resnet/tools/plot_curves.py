@@ -28,8 +28,8 @@ PANELS = {
   "train_acc": "training accuracy, %",
   "valid_acc": "test or validation accuracy, %",
 }
-DENSE = 50  # A curve of more points is smoothed,
-WINDOWS = 50  # by a running mean over this fraction of its points.
+DENSE = 50  # A curve of more points is smoothed
+WINDOWS = 50  # by a running mean over a fiftieth of its points.
 
 Points = tuple[np.ndarray, np.ndarray]  # steps, values
 
@@ -78,7 +78,7 @@ def read_curves(experiment_id: str, logs: str | os.PathLike) -> dict[str, Points
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-  """The running mean of as many values on either side, fewer at the ends; [points], as `values`."""
+  """The running mean over equally many values on either side, fewer near the ends; [points], as `values`."""
   reach = max(1, len(values) // (2 * WINDOWS))
   sums = np.concatenate([[0.0], np.cumsum(values)])
   positions = np.arange(len(values))
@@ -113,11 +113,14 @@ def plot(curves: Mapping[str, Mapping[str, Points]], path: str | os.PathLike) ->
         style["marker"] = "."
       (shown[label],) = axis.plot(steps, values, **style)
     axis.set(title=title, xlabel="step")
-    if name in ("train_ce", "learn_rate"):
+    if not axis.lines:
+      axis.text(0.5, 0.5, "no points", transform=axis.transAxes, ha="center")
+    elif name in ("train_ce", "learn_rate"):
       axis.set_yscale("log")
     elif trained := [value for ours in curves.values() if name in ours for value in ours[name][1][1:]]:
       # The untrained network's accuracy, the first point, would press the others into a line.
-      axis.set_ylim(bottom=1.1 * min(trained) - 10)
+      lowest = min(trained)
+      axis.set_ylim(bottom=max(0, lowest - 0.1 * (100 - lowest)))
     axis.spines[["top", "right"]].set_visible(False)
   figure.legend(shown.values(), shown, loc="outside lower center", ncols=min(len(shown), 3), frameon=False)
   try:

@@ -9,8 +9,9 @@ from absl import logging
 
 from resnet.configs.config import Config
 from resnet.data.get_dataset import EvaluationData
-from resnet.experiments.curves import ExperimentLogger, read_curve
+from resnet.experiments.curves import read_curve
 from resnet.experiments.experiment import Experiment
+from resnet.experiments.logger import ExperimentLogger
 from resnet.models import get_model
 from resnet.training.checkpoint import CheckpointError, Checkpoints
 from resnet.utils.errors import UserError

@@ -47,7 +47,9 @@ class Momentum(keras.optimizers.Optimizer):
       self.loss_scale = keras.Variable(INITIAL_LOSS_SCALE, dtype="float32", name="loss_scale", **local)
       self.finite_steps = keras.Variable(0.0, dtype="float32", name="finite_steps", **local)
       # The share of replicas whose gradients overflow in this step: each assigns 0 or 1, the mean is kept.
-      self._overflow = keras.Variable(0.0, trainable=False, dtype="float32", aggregation="mean")
+      self._overflow = keras.Variable(
+        0.0, trainable=False, dtype="float32", name="overflow", aggregation="mean"
+      )
 
   def accumulator(self, variable: keras.Variable) -> keras.Variable:
     """The accumulator of `variable`, for which the optimizer must have been built."""

@@ -12,9 +12,9 @@ from absl import logging
 
 from resnet.configs.config import Config
 from resnet.data.get_dataset import Dataset, EvaluationData
-from resnet.experiments.curves import ExperimentLogger
 from resnet.experiments.experiment import Experiment
 from resnet.experiments.lock import locked
+from resnet.experiments.logger import ExperimentLogger
 from resnet.models import RevNet, get_model
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.evaluate import make_evaluate
@@ -43,9 +43,9 @@ def train(
 ) -> dict[str, float]:
   """Trains a model, from its initial weights or from the experiment's newest checkpoint.
 
-  Logs the loss every config.disp_iter steps and the accuracies every config.valid_iter. Writes a checkpoint and
-  logs the learning rate every config.save_iter. All of this happens after step 1 and the last two at the end,
-  too; the learning rate is also logged where it changes.
+  Logs the loss every config.disp_iter steps, the accuracies every config.valid_iter, and the learning rate
+  where it changes. Writes a checkpoint, and logs the learning rate, every config.save_iter steps and at the
+  end. After step 1 it does all of this.
 
   Args:
     config: network and training.
@@ -128,11 +128,11 @@ def train(
           for curve, dataset in evaluation_batches.items():
             logger.log(curve, step, acc=evaluate(dataset)[0])
         interrupted = signal_received()
-        saves = saves or interrupted or step == stop
-        if saves or step in config.lr_decay_steps:
+        writes = saves or interrupted or step == stop
+        if writes or step in config.lr_decay_steps:
           # Curves first: when a run is killed before the checkpoint, its restart writes these points again.
           logger.log("learn_rate", step, lr=learning_rate(config, step))
-        if saves:
+        if writes:
           saver.save(step)
         if interrupted:
           break

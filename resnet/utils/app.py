@@ -22,7 +22,13 @@ def run(define_flags: Callable[[], None], main: Callable[..., None], takes_argum
   and keeps its traceback.
   """
   logging.set_verbosity(logging.WARNING)  # TensorFlow reports its routine at the level of info.
+  others = set(flags.FLAGS)
   define_flags()
+  for name in (
+    set(flags.FLAGS) - others
+  ):  # --help shows those of the started program, wherever they are defined.
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+  sys.modules["__main__"].__doc__ = sys.modules[define_flags.__module__].__doc__  # It shows that, too.
   try:
     app.run(
       lambda argv: main(argv[1:]) if takes_arguments else main(),

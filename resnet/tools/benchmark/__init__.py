@@ -1,0 +1,1 @@
+"""python -m resnet.tools.benchmark: time and memory of training steps."""

@@ -1,0 +1,1 @@
+"""python -m resnet.tools.build_imagenet_records: ImageNet's pictures as record files."""

@@ -81,7 +81,10 @@ def main() -> None:
     if not splits["train"][0][0].synset:
       raise UserError(f"--train_dir={FLAGS.train_dir} must hold one folder or tar for each class")
   if FLAGS.validation_dir:
-    splits["validation"] = (_validation_pictures(FLAGS), FLAGS.validation_shards)
+    splits["validation"] = (
+      _validation_pictures(FLAGS.validation_dir, FLAGS.validation_labels),
+      FLAGS.validation_shards,
+    )
   classes = _read_classes(FLAGS.labels_file, next(iter(splits.values()))[0])
   boxes = read_boxes(FLAGS.bounding_boxes) if FLAGS.bounding_boxes else {}
   os.makedirs(FLAGS.output_dir, exist_ok=True)
@@ -166,14 +169,13 @@ def _run_all(
     pool.shutdown(cancel_futures=True)
 
 
-def _validation_pictures(FLAGS: flags.FlagValues) -> list[Picture]:
-  pictures = list_pictures(FLAGS.validation_dir)
+def _validation_pictures(folder: str, labels_file: str | None) -> list[Picture]:
+  pictures = list_pictures(folder)
   if pictures[0].synset:
     return pictures
-  if not FLAGS.validation_labels:
-    folder = FLAGS.validation_dir
+  if not labels_file:
     raise UserError(f"the pictures in {folder} are not sorted by class; give --validation_labels")
-  return with_labels(pictures, FLAGS.validation_labels)
+  return with_labels(pictures, labels_file)
 
 
 def _read_classes(labels_file: str | None, pictures: Iterable[Picture]) -> dict[str, tuple[int, str]]:
