@@ -24,7 +24,7 @@ revnet-import-checkpoint --checkpoint exported/tf1 --config exported/conf.json -
 # Help names all flags, and every other command says what it needs.
 (revnet-cifar-train --help || true) >help
 grep --quiet -- "--dataset" help
-grep --quiet -- "--restore" help
+grep --quiet -- "--\[no\]restore" help
 fails_with() {
   local message=$1
   shift

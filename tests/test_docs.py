@@ -46,12 +46,8 @@ def test_commands_name_programs_that_exist(page):
 
 
 # Flags of other programs.
-FOREIGN = {
-  "logdir",
-  "no-deps",
-  "xla_cpu_enable_concurrency_optimized_scheduler",
-  "xla_dump_hlo_as_text",
-  "xla_dump_to",
+FOREIGN = {"help", "logdir", "no-deps"} | {
+  f"xla_{name}" for name in ("cpu_enable_concurrency_optimized_scheduler", "dump_hlo_as_text", "dump_to")
 }
 
 

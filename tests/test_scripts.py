@@ -93,7 +93,7 @@ def test_mistakes_are_one_clear_line(run_script, tmp_path, arguments, message):
 def test_help_lists_all_flags(tmp_path):
   shown = start("run_cifar_train.py", "--help", cwd=tmp_path).stdout
   assert shown.startswith("Trains a ResNet or RevNet on CIFAR-10")
-  for flag in ("model", "dataset", "restore", "override", "data_dir", "[no]jit"):
+  for flag in ("model", "dataset", "[no]restore", "override", "data_dir", "[no]jit"):
     assert f"\n  --{flag}:" in shown, shown
 
 
