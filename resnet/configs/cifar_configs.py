@@ -10,8 +10,8 @@ Published test error in per cent:
   resnet-110, revnet-110    5.74     5.76       26.44    25.40
   resnet-164, revnet-164    5.24     5.17       23.37    23.69
 
-A run takes 80,000 steps of 100 images, which are 160 epochs. docs/results.md has the minutes that 3,000 steps took
-on a CPU.
+A run takes 80,000 steps of 100 images, which are 160 epochs. docs/results.md has the minutes that 3,000 steps
+took on a CPU.
 """
 
 import dataclasses
