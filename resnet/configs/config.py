@@ -63,6 +63,7 @@ class Config:
   init_max_pool: bool  # 3x3 max pool of stride 2 after the stem
   manual_gradients: bool  # rebuild activations in the backward pass instead of storing them
   chain: str  # form of the manual gradients, see resnet/reversible/chain.py; "auto": the faster one
+  kept_units: str = "auto"  # what manual gradients keep to save time, see resnet/models/storage.py
   grid_bits: int = 0  # 14, say, rebuilds to the last bit, see ReversibleChain; 0: no grid, as in version 0.1
   dtype: str  # Keras' dtype policy of the residual functions; streams are float32, or float64 with float64
   # Training.
@@ -90,6 +91,7 @@ class Config:
     _check_numbers(self)
     _check_stages(self)
     _check_widths(self)
+    _check_kept_units(self)
 
   @property
   def unit_filters(self) -> tuple[int, ...]:
@@ -210,7 +212,7 @@ def _check_widths(config: Config) -> None:
         f"filters without use_bottleneck must grow by a multiple of {2 * streams} from stage to stage "
         f"(the skip path pads zero channels on both sides), got {list(config.filters)}"
       )
-  height, width = (_stem_size(config, size) for size in (config.height, config.width))
+  height, width = (stem_size(config, size) for size in (config.height, config.width))
   for stride in config.strides:
     if height % stride or width % stride:
       raise UserError(
@@ -220,6 +222,21 @@ def _check_widths(config: Config) -> None:
     height, width = height // stride, width // stride
 
 
-def _stem_size(config: Config, size: int) -> int:
+def _check_kept_units(config: Config) -> None:
+  kept, most = config.kept_units, 2 * sum(config.num_residual_units)
+  if kept == "auto":
+    return
+  if kept != "all" and not (kept.isdecimal() and len(kept) < 10 and int(kept) <= most):
+    raise UserError(
+      f"kept_units must be auto, all, or a whole number from 0 to {most}, twice the {most // 2} units; got {kept!r}"
+    )
+  if not config.manual_gradients:
+    raise UserError(f"kept_units must be auto without manual_gradients, which stores everything; got {kept}")
+  if config.chain == "while_loop" and kept != "0":
+    raise UserError(f"kept_units must be auto or 0 with chain while_loop, which keeps nothing; got {kept}")
+
+
+def stem_size(config: Config, size: int) -> int:
+  """The height or width of the stem's output, for images of this height or width; pixels."""
   size = math.ceil(size / config.init_stride)
   return math.ceil(size / 2) if config.init_max_pool else size

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from resnet.models.residual import ResidualFunction, Scope, skip_path
 from resnet.models.resnet_model import ResNet
+from resnet.models.storage import kept_and_stored
 from resnet.reversible import ReversibleChain, recompute
 
 
@@ -18,39 +19,30 @@ from resnet.reversible import ReversibleChain, recompute
 class RevNet(ResNet):
   """Reversible residual network: images [N, H, W, C] -> logits [N, num_classes], both float32.
 
-  With config.manual_gradients only one activation a stage, and the outputs of the last few units'
-  convolutions, are stored for the backward pass. Without it all activations are, as in ordinary
-  backpropagation. Outputs, gradients and moving statistics are the same.
+  With config.manual_gradients only one activation a stage, and what config.kept_units says, are stored for the
+  backward pass. Without it all activations are, as in ordinary backpropagation. Outputs, gradients and moving
+  statistics are the same.
   """
 
   def __init__(self, config, **kwargs):
     super().__init__(config, **kwargs)
-    form = "unrolled" if self.config.chain == "auto" else self.config.chain
+    self._kept_and_stored = kept_and_stored(self.config)  # of each stage
     self.chains = [
       ReversibleChain(
         [(unit.f, unit.g) for unit in units],
         self.config.manual_gradients,
-        form,
+        "unrolled" if self.config.chain == "auto" else self.config.chain,
         grid_bits=self.config.grid_bits or None,
-        kept_units=min(self._kept_units(stage), len(units)) if form == "unrolled" else 0,
+        kept_units=min(kept, len(units)),
+        stored_units=min(stored, len(units)),
       )
-      for stage, (_, *units) in enumerate(self.stages)
+      for (_, *units), (kept, stored) in zip(self.stages, self._kept_and_stored, strict=True)
     ]
 
   @property
   def layers(self):
     """The stem, each unit once (the chains hold its functions, too), and the classifier."""
     return [self.stem, *itertools.chain(*self.stages), self.final_bn, self.logit]
-
-  def _kept_units(self, stage):
-    """How many of a stage's last units keep their convolutions' outputs: so many that memory hardly grows.
-
-    Memory peaks at the end of the backward pass, when a unit of the first stage is rebuilt; the outputs kept
-    for the last units are freed by then. A unit's activations are half the size of those in the stage before,
-    and half of them are outputs of convolutions. So 2 ** stages units of the last stage keep as much as one
-    unit of the first stage holds.
-    """
-    return 2 ** len(self.stages) if stage == len(self.stages) - 1 else 0
 
   def _make_unit(self, first, **kwargs):
     return RevNetUnit(**kwargs) if first else FunctionPair(**kwargs)
@@ -68,21 +60,22 @@ class RevNet(ResNet):
     return (*size, 2 * channels)
 
   def _run_stages(self, images, training):
-    streams = self._split(self._run(self.stem, images, training))
-    for stage, ((first, *units), chain) in enumerate(zip(self.stages, self.chains, strict=True)):
-      keeps = self._kept_units(stage) > len(units)
-      streams = chain(self._run(first, streams, training, keeps), training=training)
+    _, stored = self._kept_and_stored[0]
+    streams = self._split(self._run(self.stem, images, training, False, stored == len(self.stages[0])))
+    for units, chain, (kept, stored) in zip(self.stages, self.chains, self._kept_and_stored, strict=True):
+      streams = self._run(units[0], streams, training, kept == len(units), stored == len(units))
+      streams = chain(streams, training=training)
     return tf.concat(streams, axis=-1)
 
   def _split(self, x):
     # Streams are never in half precision, from which they could not be rebuilt.
     return tf.split(tf.cast(x, self.variable_dtype), 2, axis=-1)
 
-  def _run(self, layer, inputs, training, keeps_activations=False):
+  def _run(self, layer, inputs, training, keeps, stores):
     """Runs a layer that cannot be undone."""
     if not self.config.manual_gradients:
       return layer(inputs, training=training)
-    keep = {"statistics": not self.config.grid_bits, "activations": keeps_activations}
+    keep = {"statistics": not self.config.grid_bits, "activations": keeps, "everything": stores}
     return recompute(layer, inputs, training, keep=[kind for kind, kept in keep.items() if kept])
 
   def reconstruction_errors(self, images: tf.Tensor) -> tf.Tensor:

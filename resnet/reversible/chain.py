@@ -36,9 +36,9 @@ from resnet.reversible.gate import activations_are_stored, after, without_storin
 from resnet.reversible.grid import on_grid
 from resnet.reversible.loop import require_alike, run_loop, stack, undo_loop, unstack
 from resnet.reversible.private_apis import keras_mask
-from resnet.reversible.replay import ACTIVATIONS, STATISTICS
-from resnet.reversible.turn import Call, Turn, call_arguments, function_name, require_shape
-from resnet.reversible.unrolled import Record, rebuild, run, undo
+from resnet.reversible.replay import ACTIVATIONS, EVERYTHING, STATISTICS
+from resnet.reversible.turn import Call, Record, Turn, call_arguments, function_name, require_shape
+from resnet.reversible.unrolled import rebuild, run, undo
 
 FORMS = ("unrolled", "while_loop")
 
@@ -69,8 +69,10 @@ class ReversibleChain(keras.layers.Layer):
       the last bit, at any depth and whatever dtype F and G compute in, on two conditions: streams stay below
       2 ** (24 - grid_bits) in float32, and the second run of F and G repeats the first to the bit
       (deterministic kernels). `reconstruction_error` tells whether they hold. 14 suits activations of size 1.
-    kept_units: the number of last units whose layers keep the activations that they offer (`replayed`): less
-      time, more memory. "unrolled" only.
+    kept_units: the number of last units that keep their streams, and the activations that their layers offer
+      (`replayed`): less time, more memory. "unrolled" only.
+    stored_units: the number of last units that store all activations, as ordinary backpropagation does, and do
+      not run again: the least time, the most memory. "unrolled" only.
 
   Call arguments:
     inputs: (x1, x2), the two streams, float; usually [N, H, W, C] each. Streams narrower than float32, or
@@ -106,6 +108,7 @@ class ReversibleChain(keras.layers.Layer):
     log_det: bool = False,
     grid_bits: int | None = None,
     kept_units: int = 0,
+    stored_units: int = 0,
     **kwargs,
   ):
     super().__init__(autocast=False, **kwargs)
@@ -120,10 +123,11 @@ class ReversibleChain(keras.layers.Layer):
         raise ValueError(f"grid_bits must be in [0, 24), since float32 has 24 bits; got {grid_bits!r}")
       for inexact in (one for one in couplings if not one.exact):
         raise ValueError(f"grid_bits needs a coupling that adds or negates alone, got {type(inexact).__name__}")
-    if not 0 <= kept_units <= len(pairs):
-      raise ValueError(f"kept_units must be in [0, {len(pairs)}], as there are units; got {kept_units!r}")
-    if kept_units and form == "while_loop":
-      raise ValueError(f"kept_units must be 0 with form 'while_loop', which keeps nothing; got {kept_units}")
+    for name, units in (("kept_units", kept_units), ("stored_units", stored_units)):
+      if not 0 <= units <= len(pairs):
+        raise ValueError(f"{name} must be in [0, {len(pairs)}], as there are units; got {units!r}")
+      if units and form == "while_loop":
+        raise ValueError(f"{name} must be 0 with form 'while_loop', which keeps nothing; got {units}")
     self.functions = [function for pair in pairs for function in pair]
     if form == "while_loop":
       require_alike(self.functions)
@@ -132,6 +136,7 @@ class ReversibleChain(keras.layers.Layer):
     self.log_det = log_det
     self.grid_bits = grid_bits
     self.kept_units = kept_units
+    self.stored_units = stored_units
     self._coupling_configs = [keras.saving.serialize_keras_object(one) for one in couplings]
     self.couplings = [_copy(couplings[k % 2], f"coupling_{k}") for k in range(len(self.functions))]
 
@@ -175,8 +180,8 @@ class ReversibleChain(keras.layers.Layer):
     random numbers draw others than they did.
     """
     turns, streams, context = self._prepare(outputs, training, mask, kwargs)
-    records = [Record(turn.state(), None) for turn in turns]
-    return tuple(rebuild(turns, streams, [turn.weights() for turn in turns], records, context))
+    records = [Record(turn.state()) for turn in turns]
+    return tuple(rebuild(turns, streams, [turn.weights() for turn in turns], records, context, inverts=True))
 
   def reconstruction_error(self, inputs, training=True, mask=None, **kwargs) -> tf.Tensor:
     """How well the backward pass rebuilds (x1, x2): the norm of the error over that of (x1, x2), a scalar.
@@ -213,10 +218,13 @@ class ReversibleChain(keras.layers.Layer):
 
   def _keep(self, unit):
     """The kinds of tensors that the functions of a unit keep of their first run."""
-    if self.form == "while_loop" or not self.manual_gradients:
+    if self.form == "while_loop" or not self.manual_gradients or activations_are_stored():
       return ()
+    from_last = len(self.functions) // 2 - unit
+    if from_last <= self.stored_units:
+      return (EVERYTHING,)
     statistics = (STATISTICS,) if self.grid_bits is None else ()  # A second run by these may round otherwise.
-    return (*statistics, ACTIVATIONS) if unit >= len(self.functions) // 2 - self.kept_units else statistics
+    return (*statistics, ACTIVATIONS) if from_last <= self.kept_units else statistics
 
   def _run_without_storing(self, run, undo, turns, streams, weights, states, context):
     """Forward by `run`, backward by `undo`: ((y1, y2), new values of changed states)."""
@@ -258,6 +266,7 @@ class ReversibleChain(keras.layers.Layer):
       "log_det": self.log_det,
       "grid_bits": self.grid_bits,
       "kept_units": self.kept_units,
+      "stored_units": self.stored_units,
     }
 
   @classmethod

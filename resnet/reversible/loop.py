@@ -7,9 +7,8 @@ import keras
 import tensorflow as tf
 
 from resnet.reversible.gate import Tensors
-from resnet.reversible.replay import Kept
-from resnet.reversible.turn import Streams, Turn, function_name
-from resnet.reversible.unrolled import Record, Updates, run, undo
+from resnet.reversible.turn import Record, Streams, Turn, function_name
+from resnet.reversible.unrolled import Updates, run, undo
 
 Entries = dict[
   tuple[int, int], tf.Tensor
@@ -30,7 +29,7 @@ def run_loop(
     return streams, updates
 
   streams, updates = _loop(step, list(streams), _entries(states), range(len(turns) // 2))
-  return streams, updates, [Record(state, Kept()) for state in states]
+  return streams, updates, [Record(state) for state in states]
 
 
 def undo_loop(turns, streams, d_streams, weights, records, context, variables):
@@ -39,7 +38,7 @@ def undo_loop(turns, streams, d_streams, weights, records, context, variables):
 
   def step(index, carried):
     streams, d_streams, d_shared = carried
-    unit = [Record(state, Kept()) for state in _entry(states, index)]
+    unit = [Record(state) for state in _entry(states, index)]
     streams, d_streams, d_weights, d_here = undo(
       turns[:2], streams, d_streams, _entry(weights, index), unit, context, variables
     )

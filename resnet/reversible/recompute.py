@@ -9,7 +9,7 @@ import tensorflow as tf
 from resnet.reversible.checks import build_layer
 from resnet.reversible.gate import Tensors, activations_are_stored, after, without_storing
 from resnet.reversible.private_apis import keras_mask
-from resnet.reversible.replay import STATISTICS, StatelessLayers, gated
+from resnet.reversible.replay import EVERYTHING, STATISTICS, StatelessLayers, gated
 from resnet.reversible.turn import Call, call_arguments
 
 
@@ -27,7 +27,8 @@ class Recompute(keras.layers.Layer):
   Args:
     layer: the layer.
     keep: the kinds of tensors that the layer may keep of the first run beside its inputs, see `replayed`.
-      Without "statistics" the second run repeats the first to the bit.
+      Without "statistics" the second run repeats the first to the bit. With "everything" there is no second run:
+      activations are stored.
 
   Call arguments:
     inputs: float tensors, or a structure of them.
@@ -110,22 +111,30 @@ def recompute(
     return stateless.run(call_layer, weights, state, inputs, arguments, kept=kept)
 
   def forward(_, held):
-    return run(*held)
+    if EVERYTHING not in keep:
+      return run(*held)
+    with tf.GradientTape(persistent=True) as tape:
+      tape.watch(held)
+      outputs, updates, _ = run(*held)
+    return outputs, updates, (tape, held, outputs)
 
-  def backward(outputs, d_outputs, held, kept, variables):
+  def run_again(d_outputs, held, kept, variables):
     weights, inputs, context = held
     inputs = after(d_outputs, inputs)
     kept = gated(kept, inputs)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
       tape.watch((weights, inputs, context, variables))
       outputs, *_ = run(weights, inputs, context, kept)
-    *d_held, d_variables = tape.gradient(
-      outputs,
-      (weights, inputs, context, variables),
-      d_outputs,
-      unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    return tape, (weights, inputs, context), outputs
+
+  def backward(_, d_outputs, held, record, variables):
+    tape, given, outputs = record if EVERYTHING in keep else run_again(d_outputs, held, record, variables)
+    gradients = tape.gradient(
+      outputs, (*given, variables), d_outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
-    return (), tuple(tf.nest.map_structure(tf.convert_to_tensor, d) for d in d_held), d_variables
+    d_weights, d_inputs, d_context, d_variables = tf.nest.map_structure(tf.convert_to_tensor, gradients)
+    d_inputs = after((d_weights, d_context, d_variables), d_inputs)
+    return (), (d_weights, d_inputs, d_context), d_variables
 
   held = (stateless.weights(), inputs, call.context)
   outputs, updates = without_storing(f"recomputed layer {layer.name!r}", forward, backward, (), held)

@@ -17,6 +17,8 @@ from resnet.reversible.second_run import require_repeatable
 # What a layer may keep of its first run: see `replayed`.
 STATISTICS = "statistics"
 ACTIVATIONS = "activations"
+# Not a layer's choice: whatever the gradients need is kept, and no second run follows.
+EVERYTHING = "everything"
 
 
 @dataclasses.dataclass

@@ -1,5 +1,6 @@
 """One function's turn in a chain, forward and back, whatever the function and the coupling are."""
 
+import dataclasses
 import inspect
 from collections.abc import Collection
 from typing import Any
@@ -8,10 +9,28 @@ import keras
 import tensorflow as tf
 
 from resnet.reversible.coupling import Coupling
+from resnet.reversible.gate import after
 from resnet.reversible.grid import on_grid
-from resnet.reversible.replay import Kept, StatelessLayers, gated
+from resnet.reversible.replay import ACTIVATIONS, EVERYTHING, Kept, StatelessLayers, gated
 
 Streams = list[tf.Tensor]  # x1 and x2, and the sum of the couplings' log_det [N] so far where it is wanted
+
+
+@dataclasses.dataclass
+class Record:
+  """What the backward pass has of a turn's first run.
+
+  Attributes:
+    state: that the run saw.
+    kept: what its layers kept.
+    before: the stream that the turn changed, as it was; None if it is to be rebuilt.
+    taped: of a run that is not to be repeated: its tape, what it was a function of, what it gave.
+  """
+
+  state: list[tf.Tensor]
+  kept: Kept = dataclasses.field(default_factory=Kept)
+  before: tf.Tensor | None = None
+  taped: tuple[tf.GradientTape, list[tf.Tensor], list[tf.Tensor]] | None = None
 
 
 class Turn:
@@ -25,7 +44,8 @@ class Turn:
     coupling: its coupling.
     call: what the chain was called with.
     grid_bits: if given, the function's output is rounded to multiples of 2 ** -grid_bits.
-    keep: the kinds of tensors that the first run keeps for the second, see `replayed`.
+    keep: the kinds of tensors that the first run keeps, see `replayed`. With activations it keeps the stream
+      that it changes, too, which then needs no rebuilding. With everything there is no second run.
 
   Attributes:
     weights, state, state_variables: of the layer and the coupling, see `StatelessLayers`.
@@ -43,25 +63,41 @@ class Turn:
     self.name = function_name(k, layer)
     self._target, self._source = k % 2, 1 - k % 2
     self._layer, self._coupling, self._call, self._grid_bits = layer, coupling, call, grid_bits
+    self._keep = keep
     self._stateless = StatelessLayers([layer, coupling], self.name, keep)
     self.weights, self.state = self._stateless.weights, self._stateless.state
     self.state_variables = self._stateless.state_variables
 
   def run(
     self, streams: Streams, weights: list[tf.Tensor], state: list[tf.Tensor], context: list[tf.Tensor]
-  ) -> tuple[Streams, dict[int, tf.Tensor], Kept]:
+  ) -> tuple[Streams, dict[int, tf.Tensor], Record]:
     """Forward: (the streams after the turn, new values of changed state by index, what the turn keeps)."""
     streams = list(streams)
-    parts, updates, kept = self._parts(streams, weights, state, context)
-    streams[self._target], *log_det = self._couple(streams, weights, state, parts)
+    inputs = [streams[self._target], streams[self._source], *weights, *context]
+    record = Record(state)
+    if EVERYTHING in self._keep:
+      with tf.GradientTape(persistent=True) as tape:
+        tape.watch(inputs)
+        parts, updates, _ = self._parts(streams, weights, state, context)
+        outputs = self._couple(streams, weights, state, parts)
+      record.taped = (tape, inputs, outputs)
+    else:
+      parts, updates, record.kept = self._parts(streams, weights, state, context)
+      outputs = self._couple(streams, weights, state, parts)
+    if EVERYTHING in self._keep or ACTIVATIONS in self._keep:
+      record.before = streams[self._target]
+    streams[self._target], *log_det = outputs
     streams[2:] = [total + here for total, here in zip(streams[2:], log_det, strict=True)]
-    return streams, updates, kept
+    return streams, updates, record
 
-  def rebuild(self, streams: Streams, weights, state, context, kept: Kept | None = None) -> Streams:
-    """The streams before the turn, from those after it."""
+  def rebuild(self, streams: Streams, weights, record: Record, context, inverts: bool = False) -> Streams:
+    """The streams before the turn, from those after it; with `inverts` by nothing but the inverse."""
     streams = list(streams)
-    parts, *_ = self._parts(streams, weights, state, context, kept)
-    streams[self._target] = self._uncouple(streams, weights, state, parts)
+    if record.before is None or inverts:
+      parts, *_ = self._parts(streams, weights, record.state, context, None if inverts else record.kept)
+      streams[self._target] = self._uncouple(streams, weights, record.state, parts)
+    else:
+      streams[self._target] = record.before
     return streams
 
   def undo(
@@ -69,9 +105,8 @@ class Turn:
     streams: Streams,
     d_streams: Streams,
     weights,
-    state,
+    record: Record,
     context,
-    kept: Kept,
     variables: list[tf.Variable],
   ) -> tuple[Streams, Streams, list[tf.Tensor], list[tf.Tensor | None]]:
     """Backward: (streams before the turn, gradients of these, of the weights, of context + variables).
@@ -80,22 +115,34 @@ class Turn:
     to the other one. A gradient of context + variables is None if the turn does not depend on the tensor.
     """
     streams, d_streams = list(streams), list(d_streams)
-    source = streams[self._source]
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-      tape.watch((source, weights, context, variables))
-      parts, *_ = self._parts(streams, weights, state, context, gated(kept, source))
-      with tape.stop_recording():
-        streams[self._target] = self._uncouple(streams, weights, state, parts)
-      tape.watch(streams[self._target])
-      again = self._couple(streams, weights, state, parts)
-    inputs = [streams[self._target], source, *weights, *context, *variables]
-    d_target, d_source, *others = tape.gradient(again, inputs, [d_streams[self._target], *d_streams[2:]])
+    tape, inputs, outputs = record.taped or self._run_again(streams, weights, record, context, variables)
+    streams[self._target] = inputs[0]
+    d_outputs = [d_streams[self._target], *d_streams[2:]]
+    d_target, d_source, *others = tape.gradient(outputs, [*inputs, *variables], d_outputs)
     d_streams[self._target] = d_target
     if d_source is not None:
       d_streams[self._source] += d_source
     others = [d if d is None else tf.convert_to_tensor(d) for d in others]
     d_weights = [tf.zeros_like(weight) if d is None else d for weight, d in zip(weights, others)]
     return streams, d_streams, d_weights, others[len(weights) :]
+
+  def _run_again(self, streams, weights, record, context, variables):
+    """The second run: (its tape, what it is a function of, what it gives)."""
+    source = streams[self._source]
+    kept, before = gated(record.kept, source), record.before
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+      tape.watch((source, weights, context, variables))
+      parts, *_ = self._parts(streams, weights, record.state, context, kept)
+      with tape.stop_recording():
+        if before is None:
+          before = self._uncouple(streams, weights, record.state, parts)
+        else:
+          before = after(source, before)
+      tape.watch(before)
+      streams = list(streams)
+      streams[self._target] = before
+      outputs = self._couple(streams, weights, record.state, parts)
+    return tape, [before, source, *weights, *context], outputs
 
   def _parts(self, streams, weights, state, context, kept=None):
     """(the function's output, as parts for the coupling; the state that it changes; what it keeps)."""

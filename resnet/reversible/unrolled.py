@@ -1,23 +1,12 @@
 """The passes of a chain, function by function: forward, and back with and without gradients."""
 
-import dataclasses
-
 import tensorflow as tf
 
 from resnet.reversible.gate import after
-from resnet.reversible.replay import Kept
-from resnet.reversible.turn import Streams, Turn
+from resnet.reversible.turn import Record, Streams, Turn
 
 # (k, i): the new value of state variable i of turn k.
 Updates = dict[tuple[int, int], tf.Tensor]
-
-
-@dataclasses.dataclass
-class Record:
-  """What the second run of a turn needs of the first: the state that it saw, and what was kept."""
-
-  state: list[tf.Tensor]
-  kept: Kept
 
 
 def run(
@@ -36,10 +25,10 @@ def run(
   records = []
   for k, turn in enumerate(turns):
     state = [latest.get(id(variable), value) for variable, value in zip(turn.state_variables, states[k])]
-    streams, changed, kept = turn.run(streams, weights[k], state, context)
+    streams, changed, record = turn.run(streams, weights[k], state, context)
     for i, value in changed.items():
       latest[id(turn.state_variables[i])] = updates[k, i] = value
-    records.append(Record(state, kept))
+    records.append(record)
   return streams, updates, records
 
 
@@ -62,13 +51,13 @@ def undo(
   d_shared: list[tf.Tensor | None] = [None] * (len(context) + len(variables))
   for k, turn in reversed(list(enumerate(turns))):
     streams, d_streams, d_weight, d_here = turn.undo(
-      streams, d_streams, weights[k], records[k].state, context, records[k].kept, variables
+      streams, d_streams, weights[k], records[k], context, variables
     )
     d_weights.append(d_weight)
     d_shared = [b if a is None else a if b is None else a + b for a, b in zip(d_shared, d_here, strict=True)]
-    if k % 2 == 0:  # The unit before is rebuilt when the gradients of this one are done.
-      done = (d_streams, d_weights[-2:], [d for d in d_shared if d is not None])
-      streams = after(done, streams)
+    if k % 2 == 0:  # What comes before is rebuilt, and its gradients are taken, when those of this unit are done.
+      done = (d_weights[-2:], [d for d in d_shared if d is not None])
+      streams, d_streams = after((d_streams, *done), (streams, d_streams))
   return streams, d_streams, d_weights[::-1], d_shared
 
 
@@ -78,8 +67,9 @@ def rebuild(
   weights: list[list[tf.Tensor]],
   records: list[Record],
   context: list[tf.Tensor],
+  inverts: bool = False,
 ) -> Streams:
-  """(x1, x2), from (y1, y2)."""
+  """(x1, x2), from (y1, y2): as the backward pass does, or with `inverts` by nothing but the inverse."""
   for k, turn in reversed(list(enumerate(turns))):
-    streams = turn.rebuild(streams, weights[k], records[k].state, context, records[k].kept)
+    streams = turn.rebuild(streams, weights[k], records[k], context, inverts)
   return streams

@@ -31,6 +31,7 @@ class Case:
   units: tuple[int, ...]  # residual units of each stage
   dtype: str = "float32"  # a configuration's
   jit: bool = False  # compiled by XLA
+  kept_units: str = "auto"  # a configuration's, in mode unrolled
 
   @property
   def units_text(self) -> str:

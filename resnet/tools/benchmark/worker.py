@@ -57,6 +57,7 @@ def config_of(case: Case) -> Config:
     dtype=case.dtype,
     manual_gradients=case.mode != "ordinary",
     chain=case.mode if case.mode in ("unrolled", "while_loop") else "auto",
+    kept_units=case.kept_units,
     grid_bits=14 if case.mode == "exact" else 0,
   )
 
