@@ -137,8 +137,6 @@ class PreactivatedConv(keras.layers.Layer):
     kernel_size: of the convolution, pixels.
     stride: of the convolution.
     preactivate: False leaves out batch normalisation and ReLU.
-
-  Where activations may be kept, the convolution is not computed again in the backward pass.
   """
 
   def __init__(self, index, filters, kernel_size, stride=1, preactivate=True, **kwargs):
@@ -155,25 +153,7 @@ class PreactivatedConv(keras.layers.Layer):
   def call(self, x, training=False):
     if self.bn:
       x = tf.nn.relu(self.bn(x, training=training))
-    y, _ = replayed(self, self._convolve, self._convolve_again, x, self.conv.kernel, kind="activations")
-    return y
-
-  def _convolve(self, x, _):
-    y = self.conv(x)
-    return y, y
-
-  def _convolve_again(self, y, x, kernel):
-    """(y, its gradient function): y is the convolution of x that the first run computed."""
-    attributes = {"strides": [1, *self.conv.strides, 1], "padding": "SAME"}
-
-    def gradient(dy):
-      dx = tf.raw_ops.Conv2DBackpropInput(input_sizes=tf.shape(x), filter=kernel, out_backprop=dy, **attributes)
-      d_kernel = tf.raw_ops.Conv2DBackpropFilter(
-        input=x, filter_sizes=tf.shape(kernel), out_backprop=dy, **attributes
-      )
-      return dx, d_kernel
-
-    return y, gradient
+    return self.conv(x)
 
   def compute_output_shape(self, input_shape):
     return self.conv.compute_output_shape(input_shape)

@@ -8,10 +8,13 @@ import tensorflow as tf
 
 from resnet.configs.config import BOTTLENECK_FACTOR
 from resnet.models.layers import PreactivatedConv, conv
+from resnet.reversible import keep_output
 
 
 class ResidualFunction(keras.layers.Layer):
   """The function that a residual unit adds to its skip path.
+
+  Where activations may be kept, no convolution is computed again in the backward pass.
 
   Args:
     filters: output channels.
@@ -36,7 +39,7 @@ class ResidualFunction(keras.layers.Layer):
 
   def call(self, x, training=False):
     for sub in self.subs:
-      x = sub(x, training=training)
+      x = keep_output(sub, x, training)
     return x
 
   def compute_output_shape(self, input_shape):

@@ -68,7 +68,9 @@ class _Unit:
   """What a unit makes, in bytes for each image."""
 
   inputs: int  # the streams before it, which the first unit of a stage keeps
-  kept: int  # its streams, and the outputs of its convolutions but the last of F and of G, which only these need
+  kept: (
+    int  # its streams, and the outputs of its convolutions but the last of F and of G, which only these need
+  )
   normalised: int  # the inputs of its convolutions
   working: int  # in the backward pass: its outputs, their gradients, and gradients within F or G
 

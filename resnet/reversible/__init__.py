@@ -5,7 +5,7 @@ from resnet.reversible.coupling import Additive, Affine, Coupling, Scaled
 from resnet.reversible.gate import ordinary_backprop
 from resnet.reversible.memory import MemoryReport, memory_report
 from resnet.reversible.recompute import Recompute, recompute
-from resnet.reversible.replay import replayed
+from resnet.reversible.replay import keep_output, replayed
 
 __all__ = [
   "Additive",
@@ -15,6 +15,7 @@ __all__ = [
   "Recompute",
   "ReversibleChain",
   "Scaled",
+  "keep_output",
   "memory_report",
   "ordinary_backprop",
   "recompute",

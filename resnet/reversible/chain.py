@@ -69,8 +69,8 @@ class ReversibleChain(keras.layers.Layer):
       the last bit, at any depth and whatever dtype F and G compute in, on two conditions: streams stay below
       2 ** (24 - grid_bits) in float32, and the second run of F and G repeats the first to the bit
       (deterministic kernels). `reconstruction_error` tells whether they hold. 14 suits activations of size 1.
-    kept_units: the number of last units that keep their streams, and the activations that their layers offer
-      (`replayed`): less time, more memory. "unrolled" only.
+    kept_units: the number of last units that keep their streams, and the outputs that their layers offer
+      (`keep_output`): less time, more memory. "unrolled" only.
     stored_units: the number of last units that store all activations, as ordinary backpropagation does, and do
       not run again: the least time, the most memory. "unrolled" only.
 

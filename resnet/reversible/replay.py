@@ -1,11 +1,12 @@
 """Layers as functions without side effects, which may be run a second time.
 
-For a layer's author: with `replayed`, an expensive part of a layer is computed in the first run only.
+For a layer's author: with `replayed`, an expensive part of a layer is computed in the first run only. With
+`keep_output`, the output of a layer within is kept where the chain's `kept_units` allow it.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextvars import ContextVar
 
 import keras
@@ -14,20 +15,34 @@ import tensorflow as tf
 from resnet.reversible.gate import Tensors, after
 from resnet.reversible.second_run import require_repeatable
 
-# What a layer may keep of its first run: see `replayed`.
-STATISTICS = "statistics"
-ACTIVATIONS = "activations"
-# Not a layer's choice: whatever the gradients need is kept, and no second run follows.
-EVERYTHING = "everything"
+# What may be kept of a first run.
+STATISTICS = "statistics"  # what `replayed` keeps, small beside an activation
+ACTIVATIONS = "activations"  # what `keep_output` keeps
+EVERYTHING = "everything"  # whatever the gradients need: there is no second run
+
+
+@dataclasses.dataclass
+class Entry:
+  """What one call of `replayed` or `keep_output` kept.
+
+  Attributes:
+    layer: the name of the layer.
+    shape: of its output.
+    tensors: what is kept.
+    inner: what the layers within kept, if it is `keep_output`'s.
+  """
+
+  layer: str
+  shape: tf.TensorShape
+  tensors: Tensors
+  inner: "Kept | None" = None
 
 
 @dataclasses.dataclass
 class Kept:
   """What a function's layers kept of its first run, in the order in which they ask for it in the second."""
 
-  layers: list[str] = dataclasses.field(default_factory=list)
-  outputs: list[tf.TensorShape] = dataclasses.field(default_factory=list)
-  tensors: list[Tensors] = dataclasses.field(default_factory=list)
+  entries: list[Entry] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -36,24 +51,34 @@ class _Run:
   kept: Kept
   asked: int | None = None  # How often layers have asked; None in the first run.
 
-  def next(self, layer: str) -> tuple[Tensors, tf.TensorShape]:
+  def next(self, layer: str) -> Entry:
     position = self.asked
     assert position is not None
-    if self.kept.layers[position : position + 1] != [layer]:
-      first = ", ".join(self.kept.layers) or "nothing"
+    names = [entry.layer for entry in self.kept.entries]
+    if names[position : position + 1] != [layer]:
       raise ValueError(
-        f"layer {layer!r} calls `replayed` as number {position} of the second run of its function, but the "
-        f"first run's calls were by: {first}. Both runs must make the same calls in the same order"
+        f"layer {layer!r} asks as number {position} in the second run of its function for what was kept by "
+        f"`replayed` or `keep_output`, but the first run's calls were by: {', '.join(names) or 'nothing'}. Both "
+        "runs must make the same calls in the same order"
       )
     self.asked = position + 1
-    return self.kept.tensors[position], self.kept.outputs[position]
+    return self.kept.entries[position]
 
 
 _current: ContextVar[_Run | None] = ContextVar("run", default=None)
 
 
+@contextlib.contextmanager
+def _running(run: _Run) -> Iterator[None]:
+  previous = _current.set(run)
+  try:
+    yield
+  finally:
+    _current.reset(previous)
+
+
 def replayed(
-  layer: keras.layers.Layer, first: Callable, again: Callable, *inputs: tf.Tensor, kind: str = STATISTICS
+  layer: keras.layers.Layer, first: Callable, again: Callable, *inputs: tf.Tensor
 ) -> tuple[tf.Tensor, Tensors]:
   """Computes a part of a layer from what the first run kept of it, if this is the layer's second run.
 
@@ -76,43 +101,82 @@ def replayed(
   Args:
     layer: that calls this, named in errors.
     first: inputs -> (y, kept), in TensorFlow's differentiable operations. `kept` is held until the backward
-      pass: a tensor or a structure of them. State that the layer changes is best changed here.
-    again: (kept, *inputs) -> (y, its gradient function), as `tf.custom_gradient` wants it.
+      pass: a tensor or a structure of them, small beside an activation. State that the layer changes is best
+      changed here.
+    again: (kept, *inputs) -> (y, its gradient function), as `tf.custom_gradient` wants it. It may round
+      otherwise than `first`.
     *inputs: tensors or variables that a gradient is wanted for.
-    kind: "statistics", if `kept` is small beside an activation: all units keep it, and `again` may round
-      otherwise than `first`. "activations", if it is not small: it is kept where the chain's `kept_units` allow
-      it, and `again` must give the same bits as `first`. Where nothing may be kept (no second run follows, or
-      the chain is a while_loop, or it is exact and the kind is "statistics") `first` is computed in both runs.
+
+  Where nothing may be kept (no second run follows, or the chain is a while_loop, or it is exact) `first` is
+  computed in both runs.
 
   Returns:
     y and kept.
 
   Raises:
-    ValueError: the kind is neither, or a function's second run makes other calls than its first one did.
+    ValueError: a function's second run makes other calls than its first one did.
   """
-  if kind not in (STATISTICS, ACTIVATIONS):
-    raise ValueError(f"kind must be {STATISTICS!r} or {ACTIVATIONS!r}, got {kind!r}")
   run = _current.get()
-  if run is None or kind not in run.kinds:
+  if run is None or STATISTICS not in run.kinds:
     return first(*inputs)
   if run.asked is None:
     y, kept = first(*inputs)
-    run.kept.layers.append(layer.name)
-    run.kept.outputs.append(y.shape)
-    run.kept.tensors.append(kept)
+    run.kept.entries.append(Entry(layer.name, y.shape, kept))
     return y, kept
-  kept, shape = run.next(layer.name)
+  entry = run.next(layer.name)
 
   @tf.custom_gradient
   def compute(*inputs):
-    return again(kept, *inputs)
+    return again(entry.tensors, *inputs)
 
   y = compute(*map(tf.convert_to_tensor, inputs))
-  if not y.shape.is_compatible_with(shape):
+  if not y.shape.is_compatible_with(entry.shape):
     raise ValueError(
-      f"layer {layer.name!r}: the second run gives {y.shape} by `replayed`, the first gave {shape}"
+      f"layer {layer.name!r}: the second run gives {y.shape} by `replayed`, the first gave {entry.shape}"
     )
-  return y, kept
+  return y, entry.tensors
+
+
+def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+  """`layer(x, training=training)`, whose output the first run keeps for the second where activations may be kept.
+
+  To be called in the `call` of a layer around `layer`. In the second run `layer` then runs for its gradient
+  alone, and not before the gradient of its output is there. In a graph, ops that nothing but the output needs
+  are not run: a convolution that comes last in `layer` costs no second time.
+
+  Args:
+    layer: built. Gradients go to x and to its trained variables, not to others that it may read.
+    x: a float tensor.
+    training: handed to the layer.
+  """
+  run = _current.get()
+  if run is None or ACTIVATIONS not in run.kinds:
+    return layer(x, training=training)
+  kinds = [kind for kind in run.kinds if kind != ACTIVATIONS]
+  stateless = StatelessLayers([layer], layer.name, kinds)
+  if run.asked is None:
+    state = stateless.state()
+    inner = _Run(kinds, Kept())
+    with _running(inner):
+      y = layer(x, training=training)
+    run.kept.entries.append(Entry(layer.name, y.shape, (y, state), inner.kept))
+    return y
+  entry = run.next(layer.name)
+
+  @tf.custom_gradient
+  def output(x, *weights):
+    def gradient(dy):
+      late, state = after(dy, (x, entry.tensors[1]))
+      with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch((late, weights))
+        y, *_ = stateless.run(
+          lambda x: layer(x, training=training), [*weights], state, late, kept=gated(entry.inner, dy)
+        )
+      return tape.gradient(y, (late, *weights), dy, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+    return tf.identity(entry.tensors[0]), gradient
+
+  return output(x, *stateless.weights())
 
 
 class StatelessLayers:
@@ -121,7 +185,7 @@ class StatelessLayers:
   Args:
     layers: built.
     name: of the whole, for errors.
-    keep: the kinds of tensors, see `replayed`, that the first run may keep for the second.
+    keep: the kinds of tensors, see above, that the first run may keep for the second.
 
   Attributes:
     state_variables: the variables that are not trained. Their values before a run are its state.
@@ -162,20 +226,18 @@ class StatelessLayers:
       ValueError: the code cannot be run twice, see `require_repeatable` and `replayed`, or adds a loss.
     """
     run = _Run(self._keep, Kept()) if kept is None else _Run(self._keep, kept, asked=0)
-    previous = _current.set(run)
-    try:
-      variables = [*self._trainable, *self.state_variables]
-      with (
-        require_repeatable(self._name, (weights, state, inputs)) if kept is None else contextlib.nullcontext(),
-        keras.StatelessScope(zip(variables, weights + state, strict=True), collect_losses=True) as scope,
-      ):
-        old = [scope.get_current_value(variable) for variable in self.state_variables]
-        outputs = call(*inputs)
-    finally:
-      _current.reset(previous)
-    if run.asked is not None and run.asked < len(run.kept.layers):
+    variables = [*self._trainable, *self.state_variables]
+    with (
+      _running(run),
+      require_repeatable(self._name, (weights, state, inputs)) if kept is None else contextlib.nullcontext(),
+      keras.StatelessScope(zip(variables, weights + state, strict=True), collect_losses=True) as scope,
+    ):
+      old = [scope.get_current_value(variable) for variable in self.state_variables]
+      outputs = call(*inputs)
+    if run.asked is not None and run.asked < len(run.kept.entries):
       raise ValueError(
-        f"{self._name}: layer {run.kept.layers[run.asked]!r} did not call `replayed` in the second run"
+        f"{self._name}: layer {run.kept.entries[run.asked].layer!r} did not ask in the second run for what it "
+        "had kept in the first"
       )
     if scope.losses:
       raise ValueError(
@@ -188,4 +250,13 @@ class StatelessLayers:
 
 def gated(kept: Kept, inputs: Tensors) -> Kept:
   """`kept`, whose users wait until `inputs` are computed: what depends on kept tensors must be gated, too."""
-  return dataclasses.replace(kept, tensors=after(inputs, kept.tensors)) if kept.tensors else kept
+  return Kept(
+    [
+      dataclasses.replace(
+        entry,
+        tensors=after(inputs, entry.tensors),
+        inner=None if entry.inner is None else gated(entry.inner, inputs),
+      )
+      for entry in kept.entries
+    ]
+  )

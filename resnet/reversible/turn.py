@@ -44,7 +44,7 @@ class Turn:
     coupling: its coupling.
     call: what the chain was called with.
     grid_bits: if given, the function's output is rounded to multiples of 2 ** -grid_bits.
-    keep: the kinds of tensors that the first run keeps, see `replayed`. With activations it keeps the stream
+    keep: the kinds of tensors that the first run keeps, see replay.py. With activations it keeps the stream
       that it changes, too, which then needs no rebuilding. With everything there is no second run.
 
   Attributes:
