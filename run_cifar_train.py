@@ -59,6 +59,7 @@ def main():
     restore=FLAGS.restore,
     max_num_steps=FLAGS.max_num_steps,
     jit=FLAGS.jit,
+    activation_memory=FLAGS.activation_memory,
     monitors_reconstruction=FLAGS.monitor_reconstruction,
   )
   print(

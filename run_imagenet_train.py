@@ -50,6 +50,7 @@ def main():
     max_num_steps=FLAGS.max_num_steps,
     num_pass=FLAGS.num_pass,
     jit=FLAGS.jit,
+    activation_memory=FLAGS.activation_memory,
     monitors_reconstruction=FLAGS.monitor_reconstruction,
   )
 

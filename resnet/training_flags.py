@@ -13,6 +13,7 @@ from resnet.configs.config_factory import config_names
 from resnet.experiments.experiment import Experiment
 from resnet.original.config_file import load_config
 from resnet.utils.errors import UserError
+from resnet.utils.quantities import define_bytes
 
 
 def define_training_flags(dataset: str, results: str, num_gpu: int | None) -> None:
@@ -40,6 +41,18 @@ def define_training_flags(dataset: str, results: str, num_gpu: int | None) -> No
     ["float32", "mixed_bfloat16", "mixed_float16"],
     "What the residual functions compute in; streams and weights are float32. Default: the configuration's.",
   )
+  flags.DEFINE_string(
+    "kept_units",
+    None,
+    "Of a RevNet: how many of the last units keep activations, for less time and more memory. auto: as many as "
+    "need no more memory than none. N: up to the number U of units, so many keep the outputs of their "
+    "convolutions; U + N: all do, and so many keep everything. all: all keep everything. Default: the "
+    "configuration's.",
+  )
+  define_bytes(
+    "activation_memory",
+    "Instead of --kept_units: as many as fit when the activations take this memory of each device, e.g. 2GB.",
+  )
   flags.DEFINE_bool("jit", False, "Compile forward and backward pass by XLA.")
   flags.DEFINE_bool(
     "monitor_reconstruction", False, "Log how well a RevNet's activations are rebuilt; warn when they are not."
@@ -59,6 +72,8 @@ class TrainingFlags(Protocol):
   model: str | None
   config: str | None
   dtype: str | None
+  kept_units: str | None
+  activation_memory: float | None
   override: list[str]
 
 
@@ -79,6 +94,8 @@ def choose_experiment(
   """
   if values.restore and values.id is None:
     raise UserError("--restore needs --id, the experiment to continue")
+  if values.kept_units is not None and values.activation_memory is not None:
+    raise UserError("--activation_memory chooses the kept units; give it or --kept_units, not both")
   chosen = [
     ("model", "name", values.model),
     ("dataset", "dataset", dataset),
@@ -95,7 +112,8 @@ def choose_experiment(
         raise UserError(f"--{flag} is {given}, but experiment {values.id} was started with {saved}")
   else:
     config = get_config(default_model if values.model is None else values.model)
-  fields: dict[str, Any] = {field: given for _, field, given in chosen[1:] if given is not None}
+  changes = [*chosen[1:], ("kept_units", "kept_units", values.kept_units)]  # It changes no result of a run.
+  fields: dict[str, Any] = {field: given for _, field, given in changes if given is not None}
   if dataset is not None:
     fields["num_classes"] = NUM_CLASSES[dataset]
   config = override_config(dataclasses.replace(config, **fields), values.override)

@@ -228,7 +228,7 @@ def _check_kept_units(config: Config) -> None:
     return
   if kept != "all" and not (kept.isdecimal() and len(kept) < 10 and int(kept) <= most):
     raise UserError(
-      f"kept_units must be auto, all, or a whole number from 0 to {most}, twice the {most // 2} units; got {kept!r}"
+      f"kept_units must be auto, all, or a number from 0 to {most}, twice the {most // 2} units; got {kept!r}"
     )
   if not config.manual_gradients:
     raise UserError(f"kept_units must be auto without manual_gradients, which stores everything; got {kept}")

@@ -8,15 +8,17 @@
 - "all": 2 U. Nothing is computed again.
 - "auto": the largest N, up to U, that needs no more memory than 0 does.
 
-This is the order of the time that a kept byte saves. Convolutions take about as long in each stage, but a stage's
-maps are half as large as those of the stage before. Normalising and ReLU take one pass over a map. And what the last
-units keep is freed before the backward pass comes to the large maps, where memory peaks.
+This is the order of the time that a kept byte saves. Convolutions take about as long in each stage, but the maps
+of a stage are half as large as those of the stage before. Normalising and ReLU take one pass over a map. And what
+the last units keep is freed before the backward pass comes to the large maps, where memory peaks.
 """
 
 import dataclasses
 import math
 
 from resnet.configs.config import BOTTLENECK_FACTOR, Config, stem_size
+from resnet.utils.errors import UserError
+from resnet.utils.quantities import show_bytes
 
 
 def kept_and_stored(config: Config) -> list[tuple[int, int]]:
@@ -31,12 +33,47 @@ def kept_and_stored(config: Config) -> list[tuple[int, int]]:
   return counts[::-1]
 
 
+def describe(config: Config, images: int) -> str:
+  """What is kept of the forward pass, and what memory that takes for so many images, in words."""
+  dial, total = dial_of(config), sum(config.num_residual_units)
+  what = f"{min(dial, total)} of {total} units keep their convolutions' outputs"
+  if dial > total:
+    what += f", {dial - total} of them everything"
+  size = show_bytes(images * activation_bytes(config, dial))
+  return f"{what}: about {size} of activations for {images} images (an estimate)"
+
+
 def dial_of(config: Config) -> int:
   """`config.kept_units` as a number."""
   total = sum(config.num_residual_units)
   if config.kept_units == "auto":
     return largest_dial(config, activation_bytes(config, 0), total) if config.chain != "while_loop" else 0
   return 2 * total if config.kept_units == "all" else int(config.kept_units)
+
+
+def fit_memory(config: Config, budget: float, images: int) -> Config:
+  """`config`, keeping as much as fits the memory.
+
+  Args:
+    config: any.
+    budget: bytes, for the activations of a training step on one device.
+    images: that go through the network at a time there.
+
+  Raises:
+    UserError: the network is none that rebuilds activations by the unrolled chain, or even this needs more.
+  """
+  if not config.manual_gradients or config.chain == "while_loop":
+    kind = (
+      "chain while_loop keeps nothing" if config.manual_gradients else "without manual_gradients all is stored"
+    )
+    raise UserError(f"--activation_memory needs a RevNet that can choose what it keeps; {config.name}: {kind}")
+  least = images * activation_bytes(config, 0)
+  if least > budget:
+    raise UserError(
+      f"--activation_memory must be at least {show_bytes(least)}, which {images} images of {config.name} need "
+      f"if nothing is kept; got {show_bytes(budget)}. Lower batch_size, or use more GPUs"
+    )
+  return dataclasses.replace(config, kept_units=str(largest_dial(config, budget / images)))
 
 
 def largest_dial(config: Config, budget: float, limit: int | None = None) -> int:

@@ -16,6 +16,7 @@ from resnet.experiments.experiment import Experiment
 from resnet.experiments.lock import locked
 from resnet.experiments.logger import ExperimentLogger
 from resnet.models import RevNet, get_model
+from resnet.models.storage import describe, fit_memory
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.evaluate import make_evaluate
 from resnet.training.lr_schedule import learning_rate
@@ -39,6 +40,7 @@ def train(
   max_num_steps: int = -1,
   num_pass: int = 1,
   jit: bool = False,
+  activation_memory: float | None = None,
   monitors_reconstruction: bool = False,
 ) -> dict[str, float]:
   """Trains a model, from its initial weights or from the experiment's newest checkpoint.
@@ -56,6 +58,8 @@ def train(
     restore: continue the experiment.
     max_num_steps: how many steps this run may take; -1 for all up to config.max_train_iter.
     num_pass, jit: see `make_train_step`.
+    activation_memory: bytes, of each device. A RevNet keeps as many activations as fit, whatever
+      config.kept_units says.
     monitors_reconstruction: log with the loss how well a RevNet's activations are rebuilt, and warn when
       they are not.
 
@@ -75,6 +79,8 @@ def train(
     raise UserError(f"--num_pass must divide the {per_replica} images of a replica, got {num_pass}")
   if monitors_reconstruction and config.model_class != "revnet":
     raise UserError(f"--monitor_reconstruction needs a RevNet; {config.name} rebuilds nothing")
+  if activation_memory is not None:
+    config = fit_memory(config, activation_memory, per_replica // num_pass)
   chief = is_chief(strategy)
   with strategy.scope():
     keras.utils.set_random_seed(config.seed)
@@ -94,6 +100,8 @@ def train(
     stop = config.max_train_iter if max_num_steps < 0 else min(config.max_train_iter, start + max_num_steps)
     if chief:
       _describe(config, experiment, strategy, model, start, stop)
+      if config.manual_gradients:
+        print(describe(config, per_replica // num_pass), flush=True)
 
     train_step = make_train_step(model, optimizer, strategy, num_pass, jit)
     evaluate = make_evaluate(model, strategy)

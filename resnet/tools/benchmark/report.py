@@ -1,24 +1,12 @@
-"""What resnet.tools.benchmark has measured, as numbers, as a table and as a picture."""
+"""What resnet.tools.benchmark has measured, as numbers and as a table."""
 
 import dataclasses
-import os
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from resnet.tools import figures
-
 MODES = ("ordinary", "recompute", "unrolled", "while_loop", "exact")
 MB = 1e6  # bytes
-
-# Colour and marker of each.
-STYLES = {
-  "ordinary": (figures.BLACK, "s"),
-  "recompute": (figures.ORANGE, "^"),
-  "unrolled": (figures.BLUE, "o"),
-  "while_loop": (figures.PINK, "D"),
-  "exact": (figures.GREEN, "v"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +22,17 @@ class Case:
   kept_units: str = "auto"  # a configuration's, in mode unrolled
 
   @property
+  def mode_text(self) -> str:
+    """The mode, and what it keeps if that was chosen."""
+    return self.mode if self.kept_units == "auto" else f"{self.mode} {self.kept_units}"
+
+  @property
   def units_text(self) -> str:
     """E.g. "9" for 9 units in each stage, "3-4-6-3" for stages that differ."""
     return "-".join(map(str, self.units if len(set(self.units)) > 1 else self.units[:1]))
 
   def __str__(self) -> str:
-    return f"{self.model} {self.mode}, batch {self.batch}, {self.units_text} units a stage"
+    return f"{self.model} {self.mode_text}, batch {self.batch}, {self.units_text} units a stage"
 
 
 @dataclasses.dataclass
@@ -69,7 +62,7 @@ def summarize(results: Sequence[Result]) -> list[dict[str, Any]]:
   rows = []
   for result in results:
     case = result.case
-    ordinary = finished.get(dataclasses.replace(case, mode="ordinary"))
+    ordinary = finished.get(dataclasses.replace(case, mode="ordinary", kept_units="auto"))
     done = case in finished
     step = _statistics(result.step_seconds)
     pairs = zip(result.step_seconds, ordinary.step_seconds, strict=True) if done and ordinary else ()
@@ -116,12 +109,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     )
     for line in lines
   ]
-  return "\n".join(text + [f"{_case(row)}: failed, {row['error']}" for row in rows if row["error"] is not None])
+  return "\n".join(
+    text + [f"{case_of(row)}: failed, {row['error']}" for row in rows if row["error"] is not None]
+  )
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-  case = _case(row)
-  name = [case.model, case.mode, case.units_text, str(case.batch)]
+  case = case_of(row)
+  name = [case.model, case.mode_text, case.units_text, str(case.batch)]
   if row["error"] is not None:
     return [*name, "failed", *["-"] * 5]
   step, ratio = row["step_seconds"], row["ratio_to_ordinary"]
@@ -136,77 +131,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
   ]
 
 
-def plot(rows: Sequence[dict[str, Any]], title: str, path: str | os.PathLike) -> None:
-  """Draws memory and time per step of the rows of `summarize`, a line of two panels for each model.
-
-  Memory is that of an image where batches of two sizes tell it, otherwise the peak. Time is that of the
-  smallest batch.
-  """
-  models = list(dict.fromkeys(row["model"] for row in rows))
-  figure = figures.new_figure((10, 0.9 + 3.4 * len(models)))
-  for axes, model in zip(figure.subplots(len(models), 2, squeeze=False), models):
-    ours = [row for row in rows if row["model"] == model]
-    batch = min(row["batch"] for row in ours)
-    ours = [row for row in ours if row["batch"] == batch]
-    per_image = any(row["mb_per_image"] is not None for row in ours)
-    memory_field = "mb_per_image" if per_image else "peak_mb"
-    memory = {_case(row): None if row["error"] else row[memory_field] for row in ours}
-    times = {
-      _case(row): None if row["error"] else [1000 * seconds for seconds in row["step_seconds"].values()]
-      for row in ours
-    }
-    depths = {case.units for case in memory}
-    if len(depths) > 1 and all(len(set(units)) == 1 for units in depths):
-      _lines(axes[0], memory)
-    else:
-      _bars(axes[0], {case: None if value is None else [value] * 3 for case, value in memory.items()})
-    _bars(axes[1], times)
-    axes[0].set(
-      title=model, ylabel="memory per image, MB" if per_image else f"peak memory at batch {batch}, MB"
-    )
-    axes[1].set(title=model, ylabel=f"time per step of {batch} images, ms")
-    for axis in axes:
-      axis.set_xlabel("residual units a stage")
-      axis.set_ylim(bottom=0)
-      axis.spines[["top", "right"]].set_visible(False)
-  shown: dict[str, Any] = {}
-  for axis in figure.axes:
-    for handle, label in zip(*axis.get_legend_handles_labels()):
-      shown.setdefault(label, handle)
-  modes = [mode for mode in MODES if mode in shown]
-  figure.legend([shown[mode] for mode in modes], modes, loc="outside lower center", ncols=4, frameon=False)
-  figure.suptitle(title, fontsize="small")
-  figure.savefig(path, dpi=150)
-
-
-def _case(row: dict[str, Any]) -> Case:
+def case_of(row: dict[str, Any]) -> Case:
+  """The case of a row of `summarize`."""
   return Case(**{field.name: row[field.name] for field in dataclasses.fields(Case)})
-
-
-def _lines(axis, values: dict[Case, float | None]) -> None:
-  """Values against depth, a line for each mode."""
-  for mode, (color, marker) in STYLES.items():
-    points = sorted(
-      (case.units[0], value) for case, value in values.items() if case.mode == mode and value is not None
-    )
-    if points:
-      axis.plot(*zip(*points), color=color, marker=marker, label=mode)
-  axis.set_xticks(sorted({case.units[0] for case in values}))
-
-
-def _bars(axis, values: dict[Case, list[float] | None]) -> None:
-  """[height, min, max] as bars by mode, a group for each depth; a word where there is None."""
-  groups = list(dict.fromkeys(case.units_text for case in values))
-  modes = [mode for mode in MODES if any(case.mode == mode for case in values)]
-  width = 0.8 / len(MODES)
-  for case, value in values.items():
-    x = groups.index(case.units_text) + (modes.index(case.mode) - (len(modes) - 1) / 2) * width
-    if value is None:
-      axis.text(x, 0, f" {case.mode} failed", rotation=90, ha="center", va="bottom")
-      continue
-    median, least, greatest = value
-    spread = [[median - least], [greatest - median]] if greatest > least else None
-    color = STYLES[case.mode][0]
-    axis.bar(x, median, 0.9 * width, yerr=spread, color=color, ecolor="0.5", capsize=3, label=case.mode)
-  axis.set_xticks(range(len(groups)), groups)
-  axis.set_xlim(-0.5, len(groups) - 0.5)
