@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from helpers import values
 
-from resnet.reversible import ReversibleChain
+from resnet.reversible import ReversibleChain, keep_output
 
 
 class Counted(keras.layers.Layer):
@@ -34,12 +34,31 @@ class Counted(keras.layers.Layer):
     return tf.tanh(x)
 
 
-def make_chain(pairs=3, width1=5, width2=8, dtype="float64"):
+class KeepsHidden(keras.layers.Layer):
+  """Counted, whose output may be kept, and a sine of the weighted result."""
+
+  def __init__(self, units, rate=0.3):
+    super().__init__()
+    self.hidden = Counted(units, rate)
+
+  @property
+  def inputs(self):
+    return self.hidden.inputs
+
+  def build(self, input_shape):
+    self.hidden.build(input_shape)
+    self.weight = self.add_weight(shape=(), initializer="ones")
+
+  def call(self, x, training=False):
+    return tf.sin(self.weight * keep_output(self.hidden, x, training))
+
+
+def make_chain(pairs=3, width1=5, width2=8, dtype="float64", function=Counted, **kwargs):
   """A chain whose streams differ in width: F maps 8 features to 5, G 5 to 8."""
   keras.config.set_dtype_policy(dtype)
   try:
     keras.utils.set_random_seed(3)
-    chain = ReversibleChain([(Counted(width1), Counted(width2)) for _ in range(pairs)])
+    chain = ReversibleChain([(function(width1), function(width2)) for _ in range(pairs)], **kwargs)
     chain.build([(None, width1), (None, width2)])
   finally:
     keras.config.set_dtype_policy("float32")
@@ -92,3 +111,9 @@ def all_ops(graph):
   names = graph.as_graph_def().library.function
   nodes = [node for function in names for node in function.node_def]
   return [types.SimpleNamespace(type=node.op) for node in nodes] + list(graph.get_operations())
+
+
+def run_ops(graph):
+  """The ops that something a graph returns needs: TensorFlow runs no others."""
+  found = {tensor.op for tensor in graph.outputs}
+  return found.union(*map(ancestors, found)) if found else found

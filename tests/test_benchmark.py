@@ -13,7 +13,10 @@ import tensorflow as tf
 from helpers import assert_close, make_batch, values
 
 from resnet.tools.benchmark import __main__ as benchmark
-from resnet.tools.benchmark.report import MODES, Case, Result, plot, summarize, table
+from resnet.tools.benchmark import measure as measuring
+from resnet.tools.benchmark.measure import measure
+from resnet.tools.benchmark.pictures import plot
+from resnet.tools.benchmark.report import MODES, Case, Result, summarize, table
 from resnet.tools.benchmark.worker import config_of, model_of
 from resnet.training.step import loss_and_gradients
 from resnet.utils.errors import UserError
@@ -41,7 +44,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def fake_worker(monkeypatch):
-  monkeypatch.setattr(benchmark, "WORKER", [sys.executable, "-c", FAKE_WORKER])
+  monkeypatch.setattr(measuring, "WORKER", [sys.executable, "-c", FAKE_WORKER])
 
 
 @pytest.fixture
@@ -166,9 +169,9 @@ def test_interruption_ends_all_processes(fake_worker):
   results = []
   cases = benchmark.make_cases(["revnet-110"], ["ordinary", "while_loop"], [10], [0])
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(benchmark, "Result", lambda case: results.append(Result(case)) or results[-1])
+    patch.setattr(measuring, "Result", lambda case: results.append(Result(case)) or results[-1])
     with pytest.raises(KeyboardInterrupt):
-      benchmark.measure(cases, steps=1, rounds=1)
+      measure(cases, steps=1, rounds=1)
   assert len(results) == 2
   for result in results:
     with pytest.raises(ProcessLookupError):

@@ -79,6 +79,13 @@ def test_an_unknown_model_is_refused_with_the_list_of_models():
     ({"base_learn_rate": -0.1}, "base_learn_rate and lr_list must not be negative, got -0.1"),
     ({"lr_list": (0.1, -0.2)}, "got -0.2"),
     ({"wd": -1.0}, "wd must not be negative"),
+    (
+      {"kept_units": "55"},
+      "kept_units must be auto, all, or a number from 0 to 18, twice the 9 units; got '55'",
+    ),
+    ({"kept_units": "-1"}, "kept_units must be auto, all, or a number"),
+    ({"kept_units": "3", "manual_gradients": False}, "kept_units must be auto without manual_gradients"),
+    ({"kept_units": "3", "chain": "while_loop"}, "kept_units must be auto or 0 with chain while_loop"),
     ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
     ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ({"batch_size": 1.5}, "batch_size must be a whole number, at most 2147483647, got 1.5"),
@@ -122,8 +129,11 @@ def test_configs_survive_json(tmp_path):
     assert get_config_from_json(tmp_path / "conf.json") == get_config(name)
 
 
+NEW = ("grid_bits", "kept_units")  # since version 0.1
+
+
 @pytest.mark.parametrize(
-  "name", [field.name for field in dataclasses.fields(get_config("revnet-38")) if field.name != "grid_bits"]
+  "name", [field.name for field in dataclasses.fields(get_config("revnet-38")) if field.name not in NEW]
 )
 def test_a_json_config_must_have_every_field(tmp_path, name):
   fields = dataclasses.asdict(get_config("revnet-38"))
@@ -133,9 +143,10 @@ def test_a_json_config_must_have_every_field(tmp_path, name):
     get_config_from_json(tmp_path / "conf.json")
 
 
-def test_a_json_config_of_version_0_1_has_no_grid(tmp_path):
+def test_a_json_config_of_version_0_1_loads(tmp_path):
   fields = dataclasses.asdict(get_config("revnet-38"))
-  del fields["grid_bits"]
+  for name in NEW:
+    del fields[name]
   (tmp_path / "conf.json").write_text(json.dumps(fields))
   assert get_config_from_json(tmp_path / "conf.json") == get_config("revnet-38")
 

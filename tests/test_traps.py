@@ -310,6 +310,8 @@ def test_functions_that_map_to_another_shape_are_refused_when_called():
     ({"grid_bits": 14, "coupling": Affine()}, "got Affine"),
     ({"kept_units": 2}, "kept_units must be in .0, 1., as there are units; got 2"),
     ({"kept_units": 1, "form": "while_loop"}, "kept_units must be 0 with form 'while_loop'"),
+    ({"stored_units": -1}, "stored_units must be in .0, 1., as there are units; got -1"),
+    ({"stored_units": 1, "form": "while_loop"}, "stored_units must be 0 with form 'while_loop'"),
   ],
 )
 def test_impossible_chains_are_refused(arguments, message):

@@ -27,8 +27,8 @@ class Recompute(keras.layers.Layer):
   Args:
     layer: the layer.
     keep: the kinds of tensors that the layer may keep of the first run beside its inputs, see replay.py.
-      Without "statistics" the second run repeats the first to the bit. With "everything" there is no second run:
-      activations are stored.
+      Without "statistics" the second run repeats the first to the bit. With "everything" there is no second
+      run: activations are stored.
 
   Call arguments:
     inputs: float tensors, or a structure of them.

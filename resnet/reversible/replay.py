@@ -58,8 +58,8 @@ class _Run:
     if names[position : position + 1] != [layer]:
       raise ValueError(
         f"layer {layer!r} calls `replayed` or `keep_output` as number {position} of the second run of its "
-        f"function, but the first run's calls were by: {', '.join(names) or 'nothing'}. Both runs must make the "
-        "same calls in the same order"
+        f"function, but the first run's calls were by: {', '.join(names) or 'nothing'}. Both runs must make "
+        "the same calls in the same order"
       )
     self.asked = position + 1
     return self.kept.entries[position]
@@ -138,7 +138,7 @@ def replayed(
 
 
 def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-  """`layer(x, training=training)`; where activations may be kept, the first run keeps its output for the second.
+  """`layer(x, training=training)`, whose output is kept for the backward pass where activations may be kept.
 
   To be called in the `call` of a layer around `layer`. In the second run `layer` then runs for its gradient
   alone, and not before the gradient of its output is there. In a graph, ops that nothing but the output needs
@@ -236,8 +236,8 @@ class StatelessLayers:
       outputs = call(*inputs)
     if run.asked is not None and run.asked < len(run.kept.entries):
       raise ValueError(
-        f"{self._name}: layer {run.kept.entries[run.asked].layer!r} did not call `replayed` or `keep_output` in "
-        "the second run"
+        f"{self._name}: layer {run.kept.entries[run.asked].layer!r} did not call `replayed` or `keep_output` "
+        "in the second run"
       )
     if scope.losses:
       raise ValueError(

@@ -55,9 +55,7 @@ def undo(
     )
     d_weights.append(d_weight)
     d_shared = [b if a is None else a if b is None else a + b for a, b in zip(d_shared, d_here, strict=True)]
-    if (
-      k % 2 == 0
-    ):  # What comes before is rebuilt, and its gradients are taken, when those of this unit are done.
+    if k % 2 == 0:  # All that comes before waits until the gradients of this unit are done.
       done = (d_weights[-2:], [d for d in d_shared if d is not None])
       streams, d_streams = after((d_streams, *done), (streams, d_streams))
   return streams, d_streams, d_weights[::-1], d_shared

@@ -20,7 +20,7 @@ class _BytesParser(flags.ArgumentParser):
 
 
 def define_bytes(name: str, help_text: str) -> None:
-  """Defines a flag for an amount of memory: "2GB", "1.5 GiB". Its value is in bytes, a float; None if not given."""
+  """Defines a flag for an amount of memory: "2GB", "1.5 GiB". Its value is in bytes, or None if not given."""
   flags.DEFINE(_BytesParser(), name, None, help_text, serializer=flags.ArgumentSerializer())
 
 

@@ -1,0 +1,180 @@
+"""What units keep and store: the same gradients, fewer second runs, in the order that bounds memory."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from chains import Counted, KeepsHidden, ancestors, gradients_of, make_chain, producer, run_ops
+from helpers import assert_close, values
+
+from resnet.reversible import Affine, Recompute, ReversibleChain, recompute
+
+SETTINGS = [(0, 0), (2, 0), (3, 0), (3, 1), (1, 2), (0, 3)]  # kept_units, stored_units, of three
+
+
+@pytest.mark.parametrize(("kept_units", "stored_units"), SETTINGS)
+@pytest.mark.parametrize("function", [Counted, KeepsHidden])
+@pytest.mark.parametrize("run", [lambda f: f, tf.function], ids=["eager", "graph"])
+def test_gradients_and_updates_are_those_of_ordinary_backprop(run, function, kept_units, stored_units):
+  chain, streams = make_chain(function=function, kept_units=kept_units, stored_units=stored_units)
+  state = values(chain.non_trainable_variables)
+  actual = gradients_of(chain, streams, state, run)
+  chain.manual_gradients = False
+  expected = gradients_of(chain, streams, state, run)
+  for one, other in zip(actual, expected, strict=True):
+    assert_close(one, other, 1e-12)
+
+
+@pytest.mark.parametrize("stored_units", [0, 1])
+def test_gradients_are_right_when_compiled_by_xla(stored_units):
+  chain, streams = make_chain(function=KeepsHidden, kept_units=2, stored_units=stored_units)
+  for function in chain.functions:  # XLA on the CPU has no kernel for dropout's stateful seed.
+    function.hidden.parts = function.hidden.parts[:2]
+  state = values(chain.non_trainable_variables)
+  actual = gradients_of(chain, streams, state, lambda f: tf.function(f, jit_compile=True))
+  chain.manual_gradients = False
+  for one, other in zip(actual, gradients_of(chain, streams, state), strict=True):
+    assert_close(one, other, 1e-12)
+
+
+@pytest.mark.parametrize("stored_units", [0, 1, 2])
+def test_a_coupling_with_parameters_and_the_determinant(stored_units):
+  functions = [keras.layers.Dense(8, "tanh", dtype="float64") for _ in range(4)]
+  chain = ReversibleChain(
+    list(zip(functions[::2], functions[1::2])),
+    coupling=Affine(),
+    log_det=True,
+    dtype="float64",
+    kept_units=2,
+    stored_units=stored_units,
+  )
+  chain.build([(None, 4), (None, 4)])
+  streams = [tf.constant(np.random.RandomState(seed).normal(size=(5, 4))) for seed in (1, 2)]
+  found = []
+  for chain.manual_gradients in (True, False):
+    with tf.GradientTape() as tape:
+      tape.watch(streams)
+      y1, y2, log_det = chain(streams)
+      loss = tf.reduce_sum(y1**2) + tf.reduce_sum(tf.sin(y2)) + tf.reduce_sum(log_det**2)
+    found.append(tape.gradient(loss, [*streams, *chain.trainable_variables]))
+  assert_close(*found, 1e-12)
+
+
+class Timed(keras.layers.Layer):
+  """A layer of several units, of an argument, and of a variable that is no layer's."""
+
+  def __init__(self, inner, outside):
+    super().__init__(dtype="float64")
+    self.inner, self.outside = inner, outside
+
+  def call(self, x, time, training=False):
+    return time * self.inner(self.outside * x, training=training)
+
+
+def test_shared_layers_arguments_and_variables_from_outside():
+  outside, time = tf.Variable(0.5, dtype=tf.float64), tf.constant(0.7, tf.float64)
+  chain, streams = make_chain(1, 4, 4, function=KeepsHidden)
+  timed = [[Timed(inner, outside) for inner in chain.functions] for _ in range(3)]
+  chain = ReversibleChain(timed, kept_units=2, stored_units=1, dtype="float64")
+  chain.build([(None, 4), (None, 4)])
+  state = values(chain.non_trainable_variables)
+  found = []
+  for chain.manual_gradients in (True, False):
+    for variable, value in zip(chain.non_trainable_variables, state, strict=True):
+      variable.assign(value)
+
+    @tf.function
+    def step(x1, x2):
+      with tf.GradientTape() as tape:
+        tape.watch((x1, x2, time))
+        y1, y2 = chain((x1, x2), training=True, time=time)
+        loss = tf.reduce_sum(y1**2) + tf.reduce_sum(tf.sin(y2))
+      return tape.gradient(loss, [x1, x2, time, outside, *chain.trainable_variables])
+
+    found.append((step(*streams), values(chain.non_trainable_variables)))
+  for one, other in zip(*found, strict=True):
+    assert_close(one, other, 1e-12)
+
+
+def traced_gradients(chain, streams):
+  """The graph of a step, and in it each function's weight gradients."""
+
+  @tf.function
+  def gradients(x1, x2):
+    with tf.GradientTape() as tape:
+      y1, y2 = chain((x1, x2), training=True)
+      loss = tf.reduce_sum(y1**2) + tf.reduce_sum(y2**2)
+    return tape.gradient(loss, [function.trainable_variables for function in chain.functions])
+
+  traced = gradients.get_concrete_function(*streams)
+  d_weights = tf.nest.pack_sequence_as(traced.structured_outputs, traced.graph.outputs)
+  return traced.graph, [{producer(tensor) for tensor in tensors} for tensors in d_weights]
+
+
+def test_what_is_kept_is_not_computed_again_and_what_is_stored_not_run_again():
+  chain, streams = make_chain(4, function=KeepsHidden, kept_units=3, stored_units=1)
+  graph, _ = traced_gradients(chain, streams)
+  kinds = [op.type for op in run_ops(graph)]
+  # The sine makes the output that rebuilds a stream: it runs again in the first unit alone, and there in G
+  # alone, since nothing needs x1. The tanh, whose gradient needs its result, runs again but in the stored unit.
+  assert kinds.count("Sin") == 2 * 4 + 1
+  assert kinds.count("Tanh") == 2 * 4 + 2 * 3
+
+
+def test_a_second_run_waits_for_the_weight_gradients_of_all_later_units():
+  """This bounds the peak, whichever op a scheduler takes first."""
+  chain, streams = make_chain(4, function=KeepsHidden, kept_units=3, stored_units=1)
+  graph, d_weights = traced_gradients(chain, streams)
+  # From the last function to the first: the second runs of the rebuilt and the kept, and the gradients of all.
+  again = [op for op in graph.get_operations() if op.type == "Tanh"][len(chain.functions) :]
+  of_outputs = [op for op in graph.get_operations() if op.type == "Cos"]
+  assert (len(again), len(of_outputs)) == (6, 8)
+  for k, op in enumerate(reversed(again)):
+    done = ancestors(op)
+    unit = k // 2
+    assert set().union(*d_weights[2 * unit + 2 :]) <= done, f"function {k} runs again too early"
+    assert not set().union(*d_weights[: 2 * unit + 1]) & done
+    # Where its output is kept, a layer runs again when the gradient of the output is there.
+    assert (of_outputs[::-1][k] in done) == (unit > 0)
+
+
+def test_what_comes_before_a_recomputed_layer_waits_for_its_weight_gradients():
+  layers = [keras.layers.Dense(3, "tanh") for _ in range(2)]
+  for layer in layers:
+    layer.build((None, 3))
+
+  @tf.function
+  def gradients(x):
+    with tf.GradientTape() as tape:
+      loss = tf.reduce_sum(recompute(layers[1], recompute(layers[0], x)) ** 2)
+    return tape.gradient(loss, layers[1].trainable_variables)
+
+  graph = gradients.get_concrete_function(tf.ones([2, 3])).graph
+  last = [op for op in graph.get_operations() if op.type == "Tanh"][-1]  # The first layer's second run.
+  assert {producer(tensor) for tensor in graph.outputs} <= ancestors(last)
+
+
+@pytest.mark.parametrize("run", [lambda f: f, tf.function], ids=["eager", "graph"])
+def test_a_recomputed_layer_may_store_everything(run):
+  layer = Recompute(Counted(4), keep=["everything"])
+  layer.build((None, 3))
+  layer.layer.inputs.clear()
+  x = tf.constant(np.random.RandomState(6).normal(size=(6, 3)), tf.float32)
+  state = values(layer.non_trainable_variables)
+  found = []
+  for call in (layer, layer.layer):
+    for variable, value in zip(layer.non_trainable_variables, state, strict=True):
+      variable.assign(value)
+
+    @run
+    def step(x, call=call):
+      with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = tf.reduce_sum(call(x, training=True) ** 3)
+      return tape.gradient(loss, [x, *layer.trainable_variables])
+
+    found.append((step(x), values(layer.non_trainable_variables)))
+    assert len(layer.layer.inputs) == 1, "it runs once"
+    layer.layer.inputs.clear()
+  for one, other in zip(*found, strict=True):
+    assert_close(one, other, 1e-6)

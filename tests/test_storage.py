@@ -1,0 +1,142 @@
+"""The dial between rebuilding and storing: what it keeps, its gradients, and the estimate of its memory."""
+
+import collections
+import dataclasses
+import functools
+import itertools
+
+import pytest
+import tensorflow as tf
+from chains import run_ops
+from helpers import assert_close, copy_of, make_batch, make_model, values
+
+from resnet.configs import get_config
+from resnet.models.storage import activation_bytes, describe, dial_of, fit_memory, kept_and_stored
+from resnet.training.step import loss_and_gradients
+from resnet.utils.errors import UserError
+
+# MB per image, measured at batches of 100 and 300, by `kept_units`: see docs/benchmark.md.
+MEASURED = {"0": 1.04, "auto": 1.12, "18": 2.38, "27": 4.66, "44": 6.21, "all": 9.23}
+
+
+def with_dial(name, dial, **fields):
+  return dataclasses.replace(get_config(name), kept_units=str(dial), **fields)
+
+
+@pytest.mark.parametrize(
+  ("dial", "expected"),
+  [
+    (0, [(0, 0), (0, 0)]),
+    (3, [(0, 0), (3, 0)]),
+    (6, [(2, 0), (4, 0)]),
+    (9, [(5, 0), (4, 0)]),
+    (12, [(5, 0), (4, 3)]),
+    (15, [(5, 2), (4, 4)]),
+    ("all", [(5, 5), (4, 4)]),
+  ],
+)
+def test_the_last_units_are_kept_first_and_then_stored(dial, expected):
+  config = with_dial("revnet-test", dial, num_residual_units=(5, 4))
+  assert kept_and_stored(config) == expected
+  chains = make_model("revnet-test", num_residual_units=(5, 4), kept_units=str(dial)).chains
+  assert [chain.kept_units for chain in chains] == [min(kept, n - 1) for (kept, _), n in zip(expected, (5, 4))]
+  assert [chain.stored_units for chain in chains] == [
+    min(stored, n - 1) for (_, stored), n in zip(expected, (5, 4))
+  ]
+
+
+# Convolutions that run again although all units keep theirs: the stem's, and of a bottleneck's first unit in each
+# stage the projection that y1 is made of.
+@pytest.mark.parametrize(("name", "always"), [("revnet-test", [1] * 5), ("revnet-btl-test", [3, 3, 2, 2, 2])])
+def test_every_setting_has_the_gradients_of_ordinary_backprop_and_fewer_convolutions_the_more_it_keeps(
+  name, always
+):
+  model = make_model(name, "float64", num_residual_units=(3, 2))
+  images, labels = make_batch(model, 4)
+  state = values(model.non_trainable_variables)
+
+  def step(network):
+    for variable, value in zip(network.non_trainable_variables, state, strict=True):
+      variable.assign(value)
+    traced = tf.function(functools.partial(loss_and_gradients, network), autograph=False)
+    gradients = traced(images, labels)[1]
+    kinds = collections.Counter(op.type for op in run_ops(traced.get_concrete_function(images, labels).graph))
+    return gradients, values(network.non_trainable_variables), kinds["Conv2D"]
+
+  expected, moved, forward = step(copy_of(model, manual_gradients=False))
+  counts = []
+  for dial in [*range(11), "auto"]:
+    gradients, statistics, convolutions = step(copy_of(model, kept_units=str(dial)))
+    assert_close(gradients, expected, 1e-10)
+    assert_close(statistics, moved, 1e-10)
+    counts.append(convolutions - forward)
+  *again, _ = counts
+  assert all(later < sooner for sooner, later in itertools.pairwise(again[:6]))
+  assert again[5:] == [*always, 0]
+
+
+def test_the_estimate_of_memory_is_within_15_percent_of_what_was_measured():
+  for dial, measured in MEASURED.items():
+    config = with_dial("revnet-110", dial)
+    estimate = activation_bytes(config, dial_of(config)) / 1e6
+    assert estimate == pytest.approx(measured, rel=0.15), dial
+
+
+@pytest.mark.parametrize("name", ["revnet-38", "revnet-110", "revnet-164", "revnet-56", "revnet-104"])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_auto_needs_no_more_memory_than_nothing_kept_and_each_unit_more_needs_more(name, dtype):
+  config = dataclasses.replace(get_config(name), dtype=dtype)
+  total = sum(config.num_residual_units)
+  sizes = [activation_bytes(config, dial) for dial in range(2 * total + 1)]
+  assert sizes == sorted(sizes)
+  auto = dial_of(config)
+  assert 0 < auto < total
+  assert sizes[auto] == sizes[0] < sizes[auto + 1]
+  assert dial_of(dataclasses.replace(config, chain="while_loop")) == 0
+
+
+def test_memory_does_not_grow_with_depth():
+  sizes = [
+    activation_bytes(config, dial_of(config))
+    for config in (
+      with_dial("revnet-110", "auto", num_residual_units=(units,) * 3) for units in (3, 9, 18, 100)
+    )
+  ]
+  assert len(set(sizes)) == 1
+
+
+@pytest.mark.parametrize("budget", [1.1e8, 2.5e8, 6e8, 1e12])
+def test_as_much_is_kept_as_fits(budget):
+  config = fit_memory(get_config("revnet-110"), budget, images=100)
+  dial = int(config.kept_units)
+  assert 100 * activation_bytes(config, dial) <= budget
+  assert dial == 54 or 100 * activation_bytes(config, dial + 1) > budget
+  assert dataclasses.replace(config, kept_units="auto") == get_config("revnet-110")
+
+
+@pytest.mark.parametrize(
+  ("name", "fields", "message"),
+  [
+    (
+      "revnet-110",
+      {},
+      "--activation_memory must be at least 106 MB, which 100 images of revnet-110 .* got 10 MB",
+    ),
+    ("resnet-110", {}, "needs a RevNet that can choose .* resnet-110: without manual_gradients all is stored"),
+    ("revnet-110", {"chain": "while_loop"}, "revnet-110: chain while_loop keeps nothing"),
+  ],
+)
+def test_memory_that_cannot_be_kept_to_is_refused(name, fields, message):
+  with pytest.raises(UserError, match=message):
+    fit_memory(dataclasses.replace(get_config(name), **fields), 1e7, 100)
+
+
+@pytest.mark.parametrize(
+  ("dial", "words"),
+  [
+    ("5", "5 of 9 units keep their convolutions' outputs: about 106 MB of activations for 100 images"),
+    ("12", "9 of 9 units keep their convolutions' outputs, 3 of them everything: about 195 MB"),
+  ],
+)
+def test_what_is_kept_in_words(dial, words):
+  assert describe(with_dial("revnet-38", dial), 100).startswith(words)
