@@ -45,8 +45,8 @@ def test_the_last_units_are_kept_first_and_then_stored(dial, expected):
   ]
 
 
-# Convolutions that run again although all units keep theirs: the stem's, and of a bottleneck's first unit in each
-# stage the projection that y1 is made of.
+# Convolutions that run again although all units keep theirs: the stem's, and in each stage of bottlenecks the
+# projection that y1 of the first unit is made of.
 @pytest.mark.parametrize(("name", "always"), [("revnet-test", [1] * 5), ("revnet-btl-test", [3, 3, 2, 2, 2])])
 def test_every_setting_has_the_gradients_of_ordinary_backprop_and_fewer_convolutions_the_more_it_keeps(
   name, always

@@ -9,8 +9,8 @@
 - "auto": the largest N, up to U, that needs no more memory than 0 does.
 
 This is the order of the time that a kept byte saves. Convolutions take about as long in each stage, but the
-maps of a stage are half as large as those of the stage before. Normalising and ReLU take one pass over a map. And
-what the last units keep is freed before the backward pass comes to the large maps, where memory peaks.
+maps of a stage are half as large as those of the stage before. Normalising and ReLU take one pass over a map.
+And what the last units keep is freed before the backward pass comes to the large maps, where memory peaks.
 """
 
 import dataclasses
