@@ -14,6 +14,7 @@ from helpers import assert_close, make_batch, values
 
 from resnet.tools.benchmark import __main__ as benchmark
 from resnet.tools.benchmark import measure as measuring
+from resnet.tools.benchmark.largest_batch import largest_batch
 from resnet.tools.benchmark.measure import measure
 from resnet.tools.benchmark.pictures import plot
 from resnet.tools.benchmark.report import MODES, Case, Result, summarize, table
@@ -100,6 +101,90 @@ def test_picture_of_any_rows(results, tmp_path):
   assert (tmp_path / "picture.png").read_bytes().startswith(PNG)
 
 
+def by_setting(kept_units, batch, steps, peak_mb):
+  return Result(
+    Case("revnet-110", "unrolled", batch, (9, 9, 9), kept_units=kept_units), 5.0, steps, int(peak_mb * 1e6)
+  )
+
+
+def test_settings_of_the_dial_are_compared_with_ordinary_backprop_and_drawn(tmp_path):
+  results = [made_up("ordinary", 100, [1.0, 2.0], 1400), made_up("ordinary", 300, [3.0, 4.0], 3400)]
+  for kept_units, peak in (("0", 650), ("18", 900), ("auto", 700)):
+    results += [
+      by_setting(kept_units, 100, [1.2, 2.2], peak),
+      by_setting(kept_units, 300, [3.2, 4.2], 3 * peak),
+    ]
+  rows = summarize(results)
+  assert [row["ratio_to_ordinary"] is None for row in rows] == [False] * 8
+  assert rows[4]["ratio_to_ordinary"]["max"] == pytest.approx(1.2)
+  assert rows[4]["mb_per_image"] == pytest.approx(9)
+  assert "revnet-110  unrolled 18" in table(rows)
+  plot(rows, "machine", tmp_path / "dial.png")
+  assert (tmp_path / "dial.png").read_bytes().startswith(PNG)
+
+
+def test_largest_batches_are_drawn(tmp_path):
+  rows = summarize([made_up("ordinary", 14, [4.0], 4000), made_up("unrolled", 72, [20.0], 4000)])
+  plot(rows, "machine", tmp_path / "largest.png")
+  assert (tmp_path / "largest.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("bytes_per_image", [1e6, 1e7, 1.5e8])
+@pytest.mark.parametrize("hidden", [0, 20], ids=["linear", "small batches in memory that is there anyway"])
+def test_the_largest_batch_is_found_in_few_trials(bytes_per_image, hidden):
+  trials = []
+
+  def peak_of(batch):
+    trials.append(batch)
+    peak = 5e8 + bytes_per_image * max(batch - hidden, 0)
+    return peak if peak < 1.2 * 4e9 else None  # It is killed far beyond.
+
+  found = largest_batch(peak_of, 4e9)
+  true = hidden + int(3.5e9 / bytes_per_image)
+  assert 0.98 * true - 1 <= found <= true
+  assert len(trials) == len(set(trials)) <= 14, trials
+
+
+def test_no_batch_fits():
+  assert largest_batch(lambda batch: None, 1e9) == 0
+
+
+def test_a_process_that_takes_too_much_memory_is_killed(monkeypatch):
+  code = "import sys, time; sys.stdin.readline(); block = bytearray(10**9); time.sleep(60)"
+  monkeypatch.setattr(measuring, "WORKER", [sys.executable, "-c", code])
+  result = made_up("ordinary", 1, [], 0)
+  with measuring.Worker(most_resident=2e8) as worker:
+    assert worker.ask({}, result) is None
+    assert worker.exceeded
+  assert result.error.startswith("killed")
+
+
+def test_the_largest_batch_of_each_mode(monkeypatch, run_benchmark, tmp_path, capfd):
+  mb_per_image = {"ordinary": 10, "unrolled": 2}
+  code = f"""
+import json, sys
+case = json.loads(sys.stdin.readline())
+peak = 100_000_000 + 1_000_000 * {mb_per_image}[case["mode"]] * case["batch"]
+for line in [None, *sys.stdin]:
+  print(json.dumps({{"seconds": 2.0, "peak_bytes": peak, "gpu": None, "tensorflow": "2"}}), flush=True)
+"""
+  # Standard input is read line by line.
+  code = (
+    code.replace("for line in [None, *sys.stdin]:", "line = True\nwhile line:").rstrip()
+    + "\n  line = sys.stdin.readline()\n"
+  )
+  monkeypatch.setattr(measuring, "WORKER", [sys.executable, "-c", code])
+  assert run_benchmark("--mode=ordinary,unrolled", "--memory=1.1GB", "--steps=1", "--rounds=2") is None
+  ordinary, unrolled = json.loads((tmp_path / "out.json").read_text())["cases"]
+  assert 98 <= ordinary["batch"] <= 100
+  assert 490 <= unrolled["batch"] <= 500
+  assert ordinary["images_per_second"] == ordinary["batch"] / 2
+  assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+  assert run_benchmark("--memory=1000TB").startswith("benchmark: error: --memory must leave a tenth")
+  assert run_benchmark("--mode=ordinary", "--memory=50MB") == 1
+  assert "a batch of 1 takes more than 50 MB" in capfd.readouterr().out
+
+
 def test_cases():
   cases = benchmark.make_cases(
     ["revnet-110", "resnet-32", "revnet-104"], ["ordinary", "unrolled"], [10, 20], [0, 3, 9]
@@ -110,6 +195,9 @@ def test_cases():
   ]
   assert of_model("resnet-32") == [(units, batch, "ordinary") for units in "539" for batch in (10, 20)]
   assert "-" in of_model("revnet-104")[0][0]  # Its own stages differ.
+  cases = benchmark.make_cases(["revnet-110"], ["ordinary", "unrolled"], [10], [9], ["0", "all"])
+  assert [case.mode_text for case in cases] == ["ordinary", "unrolled 0", "unrolled all"]
+  assert [config_of(case).kept_units for case in cases] == ["auto", "0", "all"]
 
 
 @pytest.mark.parametrize(
@@ -125,6 +213,8 @@ def test_cases():
     (["--batch=10,many"], "--batch must be whole numbers of at least 1, got '10,many'"),
     (["--units=-1"], "--units must be whole numbers of at least 0"),
     (["--rounds=0"], "--rounds"),
+    (["--kept_units=auto,55"], "kept_units must be auto, all, or a number from 0 to 54"),
+    (["--memory=much"], "--memory=much: it must be a number and one of kB, MB"),
     (["--output=/nowhere/out"], "--output is in /nowhere, which is not a folder"),
   ],
 )

@@ -55,7 +55,7 @@ FOREIGN = {"help", "logdir", "no-deps"} | {
 def test_flags_are_those_of_the_programs(page):
   sources = [*ROOT.glob("run_*.py"), *(ROOT / "resnet").rglob("*.py"), *(ROOT / "tests").glob("torture.py")]
   code = "".join(text_of(source) for source in sources)
-  defined = set(re.findall(r"(?:DEFINE_\w+|add_argument)\(\s*\"(?:--)?(\w+)\"", code)) | FOREIGN
+  defined = set(re.findall(r"(?:DEFINE_\w+|define_bytes|add_argument)\(\s*\"(?:--)?(\w+)\"", code)) | FOREIGN
   shown = set(re.findall(r"(?<![\w-])--(\w[\w-]*)", text_of(page)))
   assert shown <= defined, shown - defined
 
