@@ -94,7 +94,9 @@ def choose_experiment(
   """
   if values.restore and values.id is None:
     raise UserError("--restore needs --id, the experiment to continue")
-  if values.kept_units is not None and values.activation_memory is not None:
+  kept_units = [] if values.kept_units is None else [f"kept_units={values.kept_units}"]
+  overrides = [*kept_units, *values.override]
+  if values.activation_memory is not None and any(change.startswith("kept_units=") for change in overrides):
     raise UserError("--activation_memory chooses the kept units; give it or --kept_units, not both")
   chosen = [
     ("model", "name", values.model),
@@ -112,11 +114,12 @@ def choose_experiment(
         raise UserError(f"--{flag} is {given}, but experiment {values.id} was started with {saved}")
   else:
     config = get_config(default_model if values.model is None else values.model)
-  changes = [*chosen[1:], ("kept_units", "kept_units", values.kept_units)]  # It changes no result of a run.
-  fields: dict[str, Any] = {field: given for _, field, given in changes if given is not None}
+  fields: dict[str, Any] = {field: given for _, field, given in chosen[1:] if given is not None}
   if dataset is not None:
     fields["num_classes"] = NUM_CLASSES[dataset]
-  config = override_config(dataclasses.replace(config, **fields), values.override)
+  config = override_config(dataclasses.replace(config, **fields), overrides)
+  if values.kept_units is not None and not config.manual_gradients:
+    raise UserError(f"--kept_units needs a RevNet with manual_gradients, which {config.name} is not")
   name = values.id if values.id is not None else new_id(config.dataset, config.name)
   experiment = Experiment.named(name, values.results, values.logs)
   if not values.restore:

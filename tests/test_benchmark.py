@@ -125,7 +125,7 @@ def test_settings_of_the_dial_are_compared_with_ordinary_backprop_and_drawn(tmp_
 
 def test_largest_batches_are_drawn(tmp_path):
   rows = summarize([made_up("ordinary", 14, [4.0], 4000), made_up("unrolled", 72, [20.0], 4000)])
-  plot(rows, "machine", tmp_path / "largest.png")
+  plot(rows, "machine", tmp_path / "largest.png", largest=True)
   assert (tmp_path / "largest.png").read_bytes().startswith(PNG)
 
 
@@ -159,28 +159,36 @@ def test_a_process_that_takes_too_much_memory_is_killed(monkeypatch):
   assert result.error.startswith("killed")
 
 
-def test_the_largest_batch_of_each_mode(monkeypatch, run_benchmark, tmp_path, capfd):
-  mb_per_image = {"ordinary": 10, "unrolled": 2}
-  code = f"""
+# Takes 10 MB for each image in mode ordinary, 2 in the others, and 100 MB beside.
+FAKE_MEMORY = """
 import json, sys
 case = json.loads(sys.stdin.readline())
-peak = 100_000_000 + 1_000_000 * {mb_per_image}[case["mode"]] * case["batch"]
-for line in [None, *sys.stdin]:
-  print(json.dumps({{"seconds": 2.0, "peak_bytes": peak, "gpu": None, "tensorflow": "2"}}), flush=True)
+peak = 100_000_000 + (10_000_000 if case["mode"] == "ordinary" else 2_000_000) * case["batch"]
+line = True
+while line:
+  print(json.dumps({"seconds": 2.0, "peak_bytes": peak, "gpu": None, "tensorflow": "2"}), flush=True)
+  line = sys.stdin.readline()
 """
-  # Standard input is read line by line.
-  code = (
-    code.replace("for line in [None, *sys.stdin]:", "line = True\nwhile line:").rstrip()
-    + "\n  line = sys.stdin.readline()\n"
-  )
-  monkeypatch.setattr(measuring, "WORKER", [sys.executable, "-c", code])
-  assert run_benchmark("--mode=ordinary,unrolled", "--memory=1.1GB", "--steps=1", "--rounds=2") is None
+
+
+@pytest.fixture
+def fake_memory(monkeypatch):
+  monkeypatch.setattr(measuring, "WORKER", [sys.executable, "-c", FAKE_MEMORY])
+  monkeypatch.setattr("resnet.tools.benchmark.largest_batch._available", lambda: 8e9)
+
+
+def test_the_largest_batch_of_each_mode(fake_memory, run_benchmark, tmp_path):
+  run_benchmark("--mode=ordinary,unrolled", "--memory=1.1GB", "--steps=1", "--rounds=2")
   ordinary, unrolled = json.loads((tmp_path / "out.json").read_text())["cases"]
   assert 98 <= ordinary["batch"] <= 100
   assert 490 <= unrolled["batch"] <= 500
   assert ordinary["images_per_second"] == ordinary["batch"] / 2
   assert (tmp_path / "out.png").read_bytes().startswith(PNG)
-  assert run_benchmark("--memory=1000TB").startswith("benchmark: error: --memory must leave a tenth")
+
+
+def test_memory_that_is_too_much_or_too_little(fake_memory, run_benchmark, capfd):
+  message = "benchmark: error: --memory must leave a tenth of the machine's free 8.00 GB, got 9.00 GB"
+  assert run_benchmark("--memory=9GB") == message
   assert run_benchmark("--mode=ordinary", "--memory=50MB") == 1
   assert "a batch of 1 takes more than 50 MB" in capfd.readouterr().out
 

@@ -84,7 +84,7 @@ def test_an_unknown_model_is_refused_with_the_list_of_models():
       "kept_units must be auto, all, or a number from 0 to 18, twice the 9 units; got '55'",
     ),
     ({"kept_units": "-1"}, "kept_units must be auto, all, or a number"),
-    ({"kept_units": "3", "manual_gradients": False}, "kept_units must be auto without manual_gradients"),
+    ({"kept_units": 3.5}, "kept_units must be a word, got 3.5"),
     ({"kept_units": "3", "chain": "while_loop"}, "kept_units must be auto or 0 with chain while_loop"),
     ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
     ({"batch_size": 0}, "batch_size must be at least 1, got 0"),

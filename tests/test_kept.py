@@ -7,7 +7,7 @@ import tensorflow as tf
 from chains import Counted, KeepsHidden, ancestors, gradients_of, make_chain, producer, run_ops
 from helpers import assert_close, values
 
-from resnet.reversible import Affine, Recompute, ReversibleChain, recompute
+from resnet.reversible import Affine, Recompute, ReversibleChain, keep_output, recompute
 
 SETTINGS = [(0, 0), (2, 0), (3, 0), (3, 1), (1, 2), (0, 3)]  # kept_units, stored_units, of three
 
@@ -178,3 +178,64 @@ def test_a_recomputed_layer_may_store_everything(run):
     layer.layer.inputs.clear()
   for one, other in zip(*found, strict=True):
     assert_close(one, other, 1e-6)
+
+
+class Shares(keras.layers.Layer):
+  """A dropout within a layer whose output is kept, and again after it; in half precision around a full one."""
+
+  def __init__(self, dtype="float64", hidden=None):
+    super().__init__(dtype=dtype)
+    self.dropout = keras.layers.Dropout(0.5, seed=1, dtype=dtype)
+    self.hidden = hidden or keras.Sequential([keras.layers.Dense(4, dtype="float32"), self.dropout])
+
+  def build(self, input_shape):
+    self.hidden.build(input_shape)
+
+  def call(self, x, training=False):
+    return self.dropout(keep_output(self.hidden, x, training), training=training)
+
+
+@pytest.mark.parametrize("run", [lambda f: f, tf.function], ids=["eager", "graph"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("mixed_bfloat16", 3e-2)])
+def test_a_kept_layer_may_share_its_state_and_have_a_precision_of_its_own(run, dtype, tolerance):
+  keras.utils.set_random_seed(1)
+  chain = ReversibleChain([(Shares(dtype), Shares(dtype)) for _ in range(2)], kept_units=2)
+  chain.build([(None, 4), (None, 4)])
+  streams = [tf.constant(np.random.RandomState(seed).normal(size=(5, 4)), tf.float32) for seed in (1, 2)]
+  state = values(chain.non_trainable_variables)
+  actual = gradients_of(chain, streams, state, run)
+  chain.manual_gradients = False
+  for one, other in zip(actual, gradients_of(chain, streams, state, run), strict=True):
+    assert_close(one, other, tolerance)
+
+
+@pytest.mark.parametrize("run", [lambda f: f, tf.function], ids=["eager", "graph"])
+def test_a_kept_layer_that_reads_a_variable_of_others_is_refused(run):
+  outside = tf.Variable(0.5, dtype=tf.float64, name="outside")
+  hidden = keras.layers.Lambda(lambda x: outside * x, dtype="float64", name="hidden")
+  chain = ReversibleChain(
+    [(Shares("float64", hidden), Shares("float64", hidden))], kept_units=1, dtype="float64"
+  )
+  call = run(lambda x: chain((x, x), training=True))
+  with pytest.raises(
+    ValueError, match="the output of 'hidden' cannot be kept: it reads 'outside:0', not its own"
+  ):
+    call(tf.ones([2, 4], tf.float64))
+
+
+def test_a_kept_layer_with_a_mask_is_refused():
+  hidden = keras.layers.Masking(dtype="float64", name="hidden")
+  chain = ReversibleChain(
+    [(Shares("float64", hidden), Shares("float64", hidden))], kept_units=1, dtype="float64"
+  )
+  with pytest.raises(ValueError, match="the output of 'hidden' cannot be kept: it takes or gives a mask"):
+    chain([tf.ones([2, 3, 4], tf.float64)] * 2, training=True)
+
+
+@pytest.mark.parametrize("keep", ["everything", ["activation"]])
+def test_kinds_that_there_are_not_are_refused(keep):
+  layer = keras.layers.Dense(3)
+  layer.build((None, 3))
+  for call in (lambda: Recompute(layer, keep), lambda: recompute(layer, tf.ones([2, 3]), keep=keep)):
+    with pytest.raises(ValueError, match=f"keep must be a list of 'statistics', .* got .*{keep[-1][-5:]}"):
+      call()

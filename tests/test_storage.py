@@ -120,7 +120,7 @@ def test_as_much_is_kept_as_fits(budget):
     (
       "revnet-110",
       {},
-      "--activation_memory must be at least 106 MB, which 100 images of revnet-110 .* got 10 MB",
+      "--activation_memory must be at least 107 MB, which 100 images of revnet-110 .* got 10 MB",
     ),
     ("resnet-110", {}, "needs a RevNet that can choose .* resnet-110: without manual_gradients all is stored"),
     ("revnet-110", {"chain": "while_loop"}, "revnet-110: chain while_loop keeps nothing"),
@@ -134,7 +134,7 @@ def test_memory_that_cannot_be_kept_to_is_refused(name, fields, message):
 @pytest.mark.parametrize(
   ("dial", "words"),
   [
-    ("5", "5 of 9 units keep their convolutions' outputs: about 106 MB of activations for 100 images"),
+    ("5", "5 of 9 units keep their convolutions' outputs: about 106 MB of activations for the 100 images"),
     ("12", "9 of 9 units keep their convolutions' outputs, 3 of them everything: about 195 MB"),
   ],
 )

@@ -103,6 +103,8 @@ class Config:
 def _checked(field: dataclasses.Field, value: object) -> object:
   """`value` as the field's declared type: lists become tuples, whole numbers become floats."""
   declared = field.type
+  if field.name == "kept_units" and type(value) is int:
+    value = str(value)
   if isinstance(declared, types.GenericAlias):
     item_type = typing.get_args(declared)[0]
     if isinstance(value, list | tuple) and all(_is_a(item_type, item) for item in value):
@@ -230,8 +232,6 @@ def _check_kept_units(config: Config) -> None:
     raise UserError(
       f"kept_units must be auto, all, or a number from 0 to {most}, twice the {most // 2} units; got {kept!r}"
     )
-  if not config.manual_gradients:
-    raise UserError(f"kept_units must be auto without manual_gradients, which stores everything; got {kept}")
   if config.chain == "while_loop" and kept != "0":
     raise UserError(f"kept_units must be auto or 0 with chain while_loop, which keeps nothing; got {kept}")
 

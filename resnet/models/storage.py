@@ -40,7 +40,9 @@ def describe(config: Config, images: int) -> str:
   if dial > total:
     what += f", {dial - total} of them everything"
   size = show_bytes(images * activation_bytes(config, dial))
-  return f"{what}: about {size} of activations for {images} images (an estimate)"
+  return (
+    f"{what}: about {size} of activations for the {images} images that a device takes at a time (an estimate)"
+  )
 
 
 def dial_of(config: Config) -> int:
@@ -70,8 +72,8 @@ def fit_memory(config: Config, budget: float, images: int) -> Config:
   least = images * activation_bytes(config, 0)
   if least > budget:
     raise UserError(
-      f"--activation_memory must be at least {show_bytes(least)}, which {images} images of {config.name} need "
-      f"if nothing is kept; got {show_bytes(budget)}. Lower batch_size, or use more GPUs"
+      f"--activation_memory must be at least {math.ceil(least / 1e6)} MB, which {images} images of "
+      f"{config.name} need if nothing is kept; got {show_bytes(budget)}. Lower batch_size, or use more GPUs"
     )
   return dataclasses.replace(config, kept_units=str(largest_dial(config, budget / images)))
 

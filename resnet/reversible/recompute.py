@@ -9,7 +9,7 @@ import tensorflow as tf
 from resnet.reversible.checks import build_layer
 from resnet.reversible.gate import Tensors, activations_are_stored, after, without_storing
 from resnet.reversible.private_apis import keras_mask
-from resnet.reversible.replay import EVERYTHING, STATISTICS, StatelessLayers, gated
+from resnet.reversible.replay import EVERYTHING, STATISTICS, StatelessLayers, gated, require_kinds
 from resnet.reversible.turn import Call, call_arguments
 
 
@@ -49,6 +49,7 @@ class Recompute(keras.layers.Layer):
         f"layer must be a Keras layer, got {layer!r}; keras.layers.Lambda makes one of a function"
       )
     self.layer = layer
+    require_kinds(keep)
     self.keep = tuple(keep)
     self.supports_masking = layer.supports_masking
 
@@ -96,6 +97,7 @@ def recompute(
     inputs: float tensors, or a structure of them.
     training, keep, kwargs: as of `Recompute`.
   """
+  require_kinds(keep)
   call = Call(training, None, kwargs)
   call.require_taken(layer.name, call_arguments(layer))
   if activations_are_stored():

@@ -13,12 +13,14 @@ import keras
 import tensorflow as tf
 
 from resnet.reversible.gate import Tensors, after
+from resnet.reversible.private_apis import keras_mask
 from resnet.reversible.second_run import require_repeatable
 
 # What may be kept of a first run.
 STATISTICS = "statistics"  # what `replayed` keeps, small beside an activation
 ACTIVATIONS = "activations"  # what `keep_output` keeps
 EVERYTHING = "everything"  # whatever the gradients need: there is no second run
+KINDS = (STATISTICS, ACTIVATIONS, EVERYTHING)
 
 
 @dataclasses.dataclass
@@ -48,6 +50,7 @@ class Kept:
 @dataclasses.dataclass
 class _Run:
   kinds: Collection[str]  # that may be kept
+  weights: dict[int, tf.Tensor]  # the values of trained variables, by their ids
   kept: Kept
   asked: int | None = None  # How often layers have asked; None in the first run.
 
@@ -145,9 +148,16 @@ def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False)
   are not run: a convolution that comes last in `layer` costs no second time.
 
   Args:
-    layer: built. Gradients go to x and to its trained variables, not to others that it may read.
+    layer: built, a layer of the one that calls this.
     x: a float tensor.
     training: handed to the layer.
+
+  Returns:
+    The layer's output, one tensor.
+
+  Raises:
+    ValueError: activations are kept, and the layer takes or gives a Keras mask, or reads a trained variable
+      that is not its own, whose gradient would be lost.
   """
   run = _current.get()
   if run is None or ACTIVATIONS not in run.kinds:
@@ -156,27 +166,34 @@ def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False)
   stateless = StatelessLayers([layer], layer.name, kinds)
   if run.asked is None:
     state = stateless.state()
-    inner = _Run(kinds, Kept())
-    with _running(inner):
+    inner = _Run(kinds, run.weights, Kept())
+    with _running(inner), tf.GradientTape() as tape:  # Its own variables are tensors here.
       y = layer(x, training=training)
-    run.kept.entries.append(Entry(layer.name, y.shape, (y, state), inner.kept))
+    for variable in tape.watched_variables():
+      raise ValueError(f"the output of {layer.name!r} cannot be kept: it reads {variable.name!r}, not its own")
+    if keras_mask(x) is not None or keras_mask(y) is not None:
+      raise ValueError(f"the output of {layer.name!r} cannot be kept: it takes or gives a mask")
+    run.kept.entries.append(Entry(layer.name, y.shape, (y, state, stateless.state()), inner.kept))
     return y
   entry = run.next(layer.name)
+  y, state, new_state = entry.tensors
+  for variable, value in zip(stateless.state_variables, new_state, strict=True):
+    variable.assign(value)  # For layers that share it. The variable itself does not change in a second run.
 
   @tf.custom_gradient
   def output(x, *weights):
     def gradient(dy):
-      late, state = after(dy, (x, entry.tensors[1]))
+      late, late_state = after(dy, (x, state))
       with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch((late, weights))
-        y, *_ = stateless.run(
-          lambda x: layer(x, training=training), [*weights], state, late, kept=gated(entry.inner, dy)
+        again, *_ = stateless.run(
+          lambda x: layer(x, training=training), [*weights], late_state, late, kept=gated(entry.inner, dy)
         )
-      return tape.gradient(y, (late, *weights), dy, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+      return tape.gradient(again, (late, *weights), dy, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
-    return tf.identity(entry.tensors[0]), gradient
+    return tf.identity(y), gradient
 
-  return output(x, *stateless.weights())
+  return output(x, *[run.weights[id(variable)] for variable in layer.trainable_variables])
 
 
 class StatelessLayers:
@@ -225,7 +242,8 @@ class StatelessLayers:
     Raises:
       ValueError: the code cannot be run twice, see `require_repeatable` and `replayed`, or adds a loss.
     """
-    run = _Run(self._keep, Kept()) if kept is None else _Run(self._keep, kept, asked=0)
+    given = {id(variable): weight for variable, weight in zip(self._trainable, weights, strict=True)}
+    run = _Run(self._keep, given, Kept()) if kept is None else _Run(self._keep, given, kept, asked=0)
     variables = [*self._trainable, *self.state_variables]
     with (
       _running(run),
@@ -246,6 +264,12 @@ class StatelessLayers:
       )
     new = [scope.get_current_value(variable) for variable in self.state_variables]
     return outputs, {k: value for k, value in enumerate(new) if value is not old[k]}, run.kept
+
+
+def require_kinds(keep: Collection[str]) -> None:
+  """Raises ValueError unless `keep` is a collection of kinds that may be kept."""
+  if isinstance(keep, str) or not set(keep) <= set(KINDS):
+    raise ValueError(f"keep must be a list of {', '.join(map(repr, KINDS))}; got {keep!r}")
 
 
 def gated(kept: Kept, inputs: Tensors) -> Kept:

@@ -111,8 +111,9 @@ class Turn:
   ) -> tuple[Streams, Streams, list[tf.Tensor], list[tf.Tensor | None]]:
     """Backward: (streams before the turn, gradients of these, of the weights, of context + variables).
 
-    The function runs once, under a tape: its output rebuilds the stream that it changed, and its gradient goes
-    to the other one. A gradient of context + variables is None if the turn does not depend on the tensor.
+    The function runs again under a tape, unless its first run was taped. Its output rebuilds the stream that it
+    changed, unless that was kept; its gradient goes to the other one. A gradient of context + variables is None
+    if the turn does not depend on the tensor.
     """
     streams, d_streams = list(streams), list(d_streams)
     tape, inputs, outputs = record.taped or self._run_again(streams, weights, record, context, variables)

@@ -68,7 +68,8 @@ def train(
 
   Raises:
     UserError: the experiment has checkpoints (or none, with `restore`), another process writes to it, the batch
-      cannot be split, data is damaged, training has diverged, or another machine is lost.
+      cannot be split, activation_memory is too little or for a network that cannot choose, data is damaged,
+      training has diverged, or another machine is lost.
     SystemExit: Ctrl-C or SIGTERM came; the checkpoint has been written.
 
   A checkpoint that cannot be written is a warning, and the next save tries again. If the last save

@@ -26,4 +26,4 @@ def define_bytes(name: str, help_text: str) -> None:
 
 def show_bytes(number: float) -> str:
   """E.g. "950 MB", "2.31 GB"."""
-  return f"{number / 1e9:.3g} GB" if number >= 1e9 else f"{number / 1e6:.3g} MB"
+  return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"

@@ -12,8 +12,8 @@ python -m resnet.tools.benchmark --model revnet-104 --mode ordinary,unrolled --m
 
 With --memory it finds the largest batch whose training step stays within that memory, for each mode.
 
-Each case runs in a process of its own, on the first GPU or, without one, the CPU. Cases that differ in mode
-alone take turns, round by round, so that a machine that is slower at times slows all of them; their
+Each case runs in a process of its own, on the first GPU or, without one, the CPU. Cases that differ in mode, or
+in what it keeps, take turns, round by round, so that a machine that is slower at times slows all of them; their
 processes are alive together, and their memory must fit together.
 """
 
@@ -63,10 +63,10 @@ def main() -> None:
   folder = pathlib.Path(FLAGS.output).parent
   if not folder.is_dir() or not os.access(folder, os.W_OK):
     raise UserError(f"--output is in {folder}, which is not a folder that can be written to")
-  batches = [1] if FLAGS.memory else _numbers("batch", FLAGS.batch, 1)
+  batches = [1] if FLAGS.memory is not None else _numbers("batch", FLAGS.batch, 1)
   cases = make_cases(FLAGS.model, FLAGS.mode, batches, _numbers("units", FLAGS.units, 0), FLAGS.kept_units)
   cases = [dataclasses.replace(case, dtype=FLAGS.dtype, jit=FLAGS.jit) for case in cases]
-  if FLAGS.memory:
+  if FLAGS.memory is not None:
     results, machine = largest_batches(cases, FLAGS.memory, FLAGS.steps, FLAGS.rounds)
   else:
     results, machine = measure(cases, FLAGS.steps, FLAGS.rounds)
@@ -83,7 +83,7 @@ def main() -> None:
   pathlib.Path(f"{FLAGS.output}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
   device = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
   software = f"TensorFlow {machine['tensorflow']}, {FLAGS.dtype}{', XLA' if FLAGS.jit else ''}"
-  plot(rows, f"{device}; {software}", f"{FLAGS.output}.png")
+  plot(rows, f"{device}; {software}", f"{FLAGS.output}.png", largest=FLAGS.memory is not None)
   if any(result.error for result in results):
     sys.exit(1)
 

@@ -1,6 +1,9 @@
 """The largest batch whose training step stays within a given memory."""
 
 import dataclasses
+import functools
+import math
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,14 +22,17 @@ def largest_batches(
 
   Args:
     cases: their batches do not count.
-    memory: bytes. On a GPU what TensorFlow allocates there at once, on a CPU the process's resident memory; a
-      process that goes beyond it there is killed.
+    memory: bytes. On a GPU it is what TensorFlow allocates there at once. On a CPU it is the process's resident
+      memory; a process that goes beyond it is killed.
     steps, rounds: see `measure`. Cases take turns as far as the machine's memory has room for them together.
 
   Raises:
     UserError: the machine has not that much memory.
   """
-  free = _available()
+  with Worker() as worker:
+    reply = worker.ask(dataclasses.asdict(cases[0]), Result(cases[0]))
+  on_gpu = bool(reply and reply["gpu"])
+  free = None if on_gpu else _available()
   if free is not None and memory > 0.9 * free:
     raise UserError(
       f"--memory must leave a tenth of the machine's free {show_bytes(free)}, got {show_bytes(memory)}"
@@ -35,7 +41,7 @@ def largest_batches(
   failed = []
   for case in cases:
     result = Result(case)
-    peak_of = lambda batch: _peak(dataclasses.replace(case, batch=batch), memory, result)  # noqa: B023, E731
+    peak_of = functools.partial(_peak, case, math.inf if on_gpu else memory, result)
     batch = largest_batch(peak_of, memory)
     if result.error is None and batch == 0:
       result.error = f"a batch of 1 takes more than {show_bytes(memory)}"
@@ -43,7 +49,7 @@ def largest_batches(
       found.append(dataclasses.replace(case, batch=batch))
     else:
       failed.append(result)
-  together = free is None or len(found) * memory < 0.9 * free
+  together = free is not None and len(found) * memory < 0.9 * free
   results, machine = measure(
     found, steps, rounds, (lambda case: case.model) if together else (lambda case: case)
   )
@@ -79,17 +85,18 @@ def largest_batch(peak_of: Callable[[int], float | None], memory: float) -> int:
   return fits[0]
 
 
-def _peak(case: Case, memory: float, result: Result) -> float | None:
-  """The peak of three steps; None if it is beyond the memory. Other failures are noted in `result`."""
+def _peak(case: Case, most_resident: float, result: Result, batch: int) -> float | None:
+  """The peak of three steps; None if there is not enough memory. Other failures are noted in `result`."""
   if result.error is not None:
     return None
+  case = dataclasses.replace(case, batch=batch)
   trial = Result(case)
-  with Worker(most_resident=memory) as worker:
+  with Worker(most_resident) as worker:
     reply = worker.ask(dataclasses.asdict(case), trial) and worker.ask({"steps": 1}, trial)
     if reply:
       log(f"{case}: peak {show_bytes(reply['peak_bytes'])}")
       return reply["peak_bytes"]
-    if not worker.exceeded and "ResourceExhausted" not in str(trial.error) and "killed" not in str(trial.error):
+    if worker.process.returncode != -signal.SIGKILL and "ResourceExhausted" not in str(trial.error):
       result.error = trial.error
   return None
 

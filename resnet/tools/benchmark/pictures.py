@@ -17,20 +17,20 @@ STYLES = {
 }
 
 
-def plot(rows: Sequence[dict[str, Any]], title: str, path: str | os.PathLike) -> None:
+def plot(rows: Sequence[dict[str, Any]], title: str, path: str | os.PathLike, largest: bool = False) -> None:
   """Draws memory and time per step of the rows of `summarize`, a line of panels for each model.
 
   Memory is that of an image where batches of two sizes tell it, otherwise the peak. Time is that of the
-  smallest batch. Where what a mode keeps differs, one panel has time against memory; where the batch differs by
-  mode, the panels are batch and images per second.
+  smallest batch. Where a mode has several settings of what it keeps, one panel has time against memory. With
+  `largest`, the panels are the batch and images per second.
   """
   models = list(dict.fromkeys(row["model"] for row in rows))
   figure = figures.new_figure((10, 0.9 + 3.4 * len(models)))
   for part, model in zip(figure.subfigures(len(models), 1, squeeze=False)[:, 0], models):
     ours = [row for row in rows if row["model"] == model]
-    if _largest(ours):
+    if largest:
       _draw_largest(part, model, ours)
-    elif len({row["kept_units"] for row in ours}) > 1:
+    elif len({row["kept_units"] for row in ours if row["mode"] == "unrolled"}) > 1:
       _draw_dial(part.subplots(), model, ours)
     else:
       _draw_costs(part, model, ours)
@@ -100,14 +100,10 @@ def _draw_largest(part, model, rows) -> None:
       if number is not None:
         axis.bar(k, number, 0.7, color=STYLES[row["mode"]][0], label=row["mode"])
         axis.text(k, number, f"{number:.3g}", ha="center", va="bottom")
-    axis.set_xticks(range(len(rows)), [case_of(row).mode_text for row in rows])
+    axis.set_xticks(
+      range(len(rows)), [f"{case.mode_text}\n{case.units_text} units a stage" for case in map(case_of, rows)]
+    )
     axis.set(title=model, ylabel=label)
-
-
-def _largest(rows) -> bool:
-  """Whether each mode has a batch of its own, as `largest_batches` finds it."""
-  batches = [set(row["batch"] for row in group) for group in _grouped(rows, lambda row: row["mode"]).values()]
-  return len(batches) > 1 and any(batch != batches[0] for batch in batches)
 
 
 def _at_smallest_batch(rows) -> tuple[int, list[dict[str, Any]], str, str]:
