@@ -16,7 +16,7 @@ from resnet.training.step import loss_and_gradients
 from resnet.utils.errors import UserError
 
 # MB per image, measured at batches of 100 and 300, by `kept_units`: see docs/benchmark.md.
-MEASURED = {"0": 1.04, "auto": 1.12, "18": 2.38, "27": 4.66, "44": 6.21, "all": 9.23}
+MEASURED = {"0": 1.10, "auto": 0.96, "18": 2.40, "27": 4.70, "42": 5.99, "all": 9.23}
 
 
 def with_dial(name, dial, **fields):

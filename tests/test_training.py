@@ -16,6 +16,7 @@ from resnet.configs import get_config
 from resnet.data import EvaluationData, get_dataset
 from resnet.experiments.experiment import Experiment
 from resnet.models import RevNet, get_model
+from resnet.models.storage import activation_bytes
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.optimizer import INITIAL_LOSS_SCALE, make_optimizer
 from resnet.training.step import loss_and_gradients
@@ -272,15 +273,25 @@ def two_halves(tmp_path_factory):
   return model
 
 
-@pytest.mark.parametrize(("devices", "num_pass"), [(2, 1), (1, 2)])
-def test_replicas_and_passes_train_as_parts_of_the_batch(two_halves, tmp_path, devices, num_pass):
+@pytest.mark.parametrize(
+  ("devices", "num_pass", "kept_units"), [(2, 1, "auto"), (1, 2, "auto"), (2, 1, "6"), (1, 2, "all")]
+)
+def test_replicas_and_passes_train_as_parts_of_the_batch(two_halves, tmp_path, devices, num_pass, kept_units):
   strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(devices)])
-  config = dataclasses.replace(CONFIG, max_train_iter=3)
+  config = dataclasses.replace(CONFIG, max_train_iter=3, kept_units=kept_units)
   experiment, _ = run(tmp_path, "e", config=config, strategy=strategy, num_pass=num_pass)
   model, optimizer = built(config)
   Checkpoints(experiment.folder, model, optimizer).restore(3)
   for ours, expected in zip(model.variables, two_halves.variables, strict=True):
     np.testing.assert_allclose(ours, expected, rtol=2e-3, atol=2e-5, err_msg=expected.path)
+
+
+def test_a_run_keeps_what_fits_the_memory_of_a_pass(tmp_path, capfd):
+  config = dataclasses.replace(CONFIG, max_train_iter=1)
+  experiment, _ = run(tmp_path, "e", config=config, num_pass=2, activation_memory=1.8e6)
+  kept = int(experiment.load_config().kept_units)
+  assert 5 * activation_bytes(config, kept) <= 1.8e6 < 5 * activation_bytes(config, kept + 1)
+  assert " for the 5 images that a device takes at a time" in capfd.readouterr().out
 
 
 def test_passes_that_do_not_divide_the_batch_are_refused(tmp_path):
