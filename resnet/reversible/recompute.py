@@ -131,12 +131,10 @@ def recompute(
 
   def backward(_, d_outputs, held, record, variables):
     tape, given, outputs = record if EVERYTHING in keep else run_again(d_outputs, held, record, variables)
-    gradients = tape.gradient(
+    *d_held, d_variables = tape.gradient(
       outputs, (*given, variables), d_outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
-    d_weights, d_inputs, d_context, d_variables = tf.nest.map_structure(tf.convert_to_tensor, gradients)
-    d_inputs = after((d_weights, d_context, d_variables), d_inputs)
-    return (), (d_weights, d_inputs, d_context), d_variables
+    return (), tuple(tf.nest.map_structure(tf.convert_to_tensor, d) for d in d_held), d_variables
 
   held = (stateless.weights(), inputs, call.context)
   outputs, updates = without_storing(f"recomputed layer {layer.name!r}", forward, backward, (), held)
