@@ -63,7 +63,7 @@ def largest_batch(peak_of: Callable[[int], float | None], memory: float) -> int:
     peak_of: batch -> the peak in bytes, or None for one that is too high to be measured.
     memory: bytes.
   """
-  fits, previous = (0, 0.0), (0, 0.0)  # (batch, peak), and the one before it that fitted
+  fits = previous = (0, 0.0)  # (batch, peak), and the one before it that fitted
   too_large = None
   batch = 1
   while too_large is None or too_large - fits[0] > max(1, PRECISION * fits[0]):
@@ -74,14 +74,12 @@ def largest_batch(peak_of: Callable[[int], float | None], memory: float) -> int:
       fits, previous = (batch, peak), fits
     if too_large is None:
       batch = 4 * fits[0]
-      continue
-    slope = (fits[1] - previous[1]) / max(fits[0] - previous[0], 1)  # Bytes for each image; 0 if unknown.
-    aimed = (
-      fits[0] + int((memory - fits[1]) / slope) if slope > 0 and previous[0] else (fits[0] + too_large) // 2
-    )
-    # Between the two, and not so near to either that little is learnt.
-    margin = max(1, int(PRECISION * fits[0] / 2))
-    batch = min(max(aimed, fits[0] + margin), max(too_large - margin, fits[0] + 1))
+    elif fits[0] == batch and fits[1] > previous[1]:  # A line through the last two, but for 1 % of safety.
+      slope = (fits[1] - previous[1]) / (fits[0] - previous[0])
+      aimed = int(0.99 * (fits[0] + (memory - fits[1]) / slope))
+      batch = min(max(aimed, fits[0] + 1), too_large - 1)
+    else:
+      batch = (fits[0] + too_large) // 2
   return fits[0]
 
 
