@@ -74,12 +74,15 @@ def largest_batch(peak_of: Callable[[int], float | None], memory: float) -> int:
       fits, previous = (batch, peak), fits
     if too_large is None:
       batch = 4 * fits[0]
-    elif fits[0] == batch and fits[1] > previous[1]:  # A line through the last two, but for 1 % of safety.
+      continue
+    batch = (fits[0] + too_large) // 2
+    if (
+      fits[1] > previous[1]
+    ):  # Rather just below, then just above, where the line through the last two meets it.
       slope = (fits[1] - previous[1]) / (fits[0] - previous[0])
-      aimed = int(0.99 * (fits[0] + (memory - fits[1]) / slope))
-      batch = min(max(aimed, fits[0] + 1), too_large - 1)
-    else:
-      batch = (fits[0] + too_large) // 2
+      meets = fits[0] + (memory - fits[1]) / slope
+      inside = [near for near in (int(0.995 * meets), int(1.01 * meets)) if fits[0] < near < too_large]
+      batch = next(iter(inside), batch)
   return fits[0]
 
 
