@@ -5,7 +5,7 @@ import types
 import keras
 import numpy as np
 import tensorflow as tf
-from helpers import values
+from helpers import assert_close, values
 
 from resnet.reversible import ReversibleChain, keep_output
 
@@ -85,6 +85,16 @@ def gradients_of(chain, streams, state, run=lambda function: function):
 
   outputs, gradients = run(loss_and_gradients)(*streams)
   return outputs, gradients, values(chain.non_trainable_variables)
+
+
+def assert_as_ordinary(chain, streams, run, tolerance=1e-12):
+  """Asserts that manual gradients are those of ordinary backpropagation; returns them."""
+  state = values(chain.non_trainable_variables)
+  actual = gradients_of(chain, streams, state, run)
+  chain.manual_gradients = False
+  for one, other in zip(actual, gradients_of(chain, streams, state, run), strict=True):
+    assert_close(one, other, tolerance)
+  return actual[1]
 
 
 def ancestors(op):

@@ -4,7 +4,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from chains import Counted, KeepsHidden, ancestors, gradients_of, make_chain, producer, run_ops
+from chains import (
+  Counted,
+  KeepsHidden,
+  ancestors,
+  assert_as_ordinary,
+  gradients_of,
+  make_chain,
+  producer,
+  run_ops,
+)
 from helpers import assert_close, values
 
 from resnet.reversible import Affine, Recompute, ReversibleChain, keep_output, recompute
@@ -17,12 +26,7 @@ SETTINGS = [(0, 0), (2, 0), (3, 0), (3, 1), (1, 2), (0, 3)]  # kept_units, store
 @pytest.mark.parametrize("run", [lambda f: f, tf.function], ids=["eager", "graph"])
 def test_gradients_and_updates_are_those_of_ordinary_backprop(run, function, kept_units, stored_units):
   chain, streams = make_chain(function=function, kept_units=kept_units, stored_units=stored_units)
-  state = values(chain.non_trainable_variables)
-  actual = gradients_of(chain, streams, state, run)
-  chain.manual_gradients = False
-  expected = gradients_of(chain, streams, state, run)
-  for one, other in zip(actual, expected, strict=True):
-    assert_close(one, other, 1e-12)
+  assert_as_ordinary(chain, streams, run)
 
 
 @pytest.mark.parametrize("stored_units", [0, 1])
@@ -205,11 +209,7 @@ def test_a_kept_layer_may_share_its_state_and_have_a_precision_of_its_own(run, d
   chain = ReversibleChain([(Shares(dtype), Shares(dtype)) for _ in range(2)], kept_units=2)
   chain.build([(None, 4), (None, 4)])
   streams = [tf.constant(np.random.RandomState(seed).normal(size=(5, 4)), tf.float32) for seed in (1, 2)]
-  state = values(chain.non_trainable_variables)
-  actual = gradients_of(chain, streams, state, run)
-  chain.manual_gradients = False
-  for one, other in zip(actual, gradients_of(chain, streams, state, run), strict=True):
-    assert_close(one, other, tolerance)
+  assert_as_ordinary(chain, streams, run, tolerance)
 
 
 @pytest.mark.parametrize("run", [lambda f: f, tf.function], ids=["eager", "graph"])

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from chains import gradients_of
+from chains import assert_as_ordinary
 from helpers import assert_close, values
 
 from resnet.reversible import Affine, Recompute, ReversibleChain, Scaled, recompute
@@ -20,16 +20,6 @@ def dense(**kwargs):
 
 def random_streams(dtype="float64", shape=(5, 4)):
   return tuple(tf.constant(np.random.RandomState(seed).normal(size=shape), dtype) for seed in (1, 2))
-
-
-def assert_as_ordinary(chain, streams, run, tolerance=1e-12):
-  """Asserts that manual gradients are those of ordinary backpropagation; returns them."""
-  state = values(chain.non_trainable_variables)
-  actual = gradients_of(chain, streams, state, run)
-  chain.manual_gradients = False
-  for one, other in zip(actual, gradients_of(chain, streams, state, run), strict=True):
-    assert_close(one, other, tolerance)
-  return actual[1]
 
 
 class FromCall(keras.layers.Layer):
