@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from chains import assert_as_ordinary
 from helpers import assert_close, values
 
 from resnet.reversible import Affine, Recompute, ReversibleChain, Scaled, recompute
