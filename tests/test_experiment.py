@@ -11,7 +11,8 @@ from resnet.utils.errors import UserError
 
 
 def opened(tmp_path, dataset=None, run_validation=None, **given):
-  defaults = {"id": None, "restore": False, "model": None, "config": None, "dtype": None, "override": []}
+  names = ("id", "model", "config", "dtype", "kept_units", "activation_memory")
+  defaults = {"restore": False, "override": [], **dict.fromkeys(names)}
   folders = {"results": str(tmp_path / "r"), "logs": str(tmp_path / "l")}
   flags = types.SimpleNamespace(**{**defaults, **folders, **given})
   return choose_experiment(flags, "resnet-32", dataset, run_validation)

@@ -21,7 +21,7 @@ def test_a_grid_makes_gradients_equal(run_script, capsys):
     re.findall(r"grid_bits (\d+), unrolled: angle .* degrees, (\S+) % of gradients", line)[0] for line in lines
   ]
   assert [bits for bits, _ in found] == ["0", "14"]
-  assert float(found[0][1]) < 50
+  assert float(found[0][1]) < 90  # Units that keep their streams are rebuilt exactly without a grid, too.
   assert float(found[1][1]) == 100
 
 
