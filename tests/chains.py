@@ -123,6 +123,21 @@ def all_ops(graph):
   return [types.SimpleNamespace(type=node.op) for node in nodes] + list(graph.get_operations())
 
 
+def traced_gradients(chain, streams):
+  """The graph of a step, and in it the ops that make each function's weight gradients."""
+
+  @tf.function
+  def gradients(x1, x2):
+    with tf.GradientTape() as tape:
+      y1, y2 = chain((x1, x2), training=True)
+      loss = tf.reduce_sum(y1**2) + tf.reduce_sum(y2**2)
+    return tape.gradient(loss, [function.trainable_variables for function in chain.functions])
+
+  traced = gradients.get_concrete_function(*streams)
+  d_weights = tf.nest.pack_sequence_as(traced.structured_outputs, traced.graph.outputs)
+  return traced.graph, [{producer(tensor) for tensor in tensors} for tensors in d_weights]
+
+
 def run_ops(graph):
   """The ops that something a graph returns needs: TensorFlow runs no others."""
   found = {tensor.op for tensor in graph.outputs}

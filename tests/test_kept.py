@@ -13,6 +13,7 @@ from chains import (
   make_chain,
   producer,
   run_ops,
+  traced_gradients,
 )
 from helpers import assert_close, values
 
@@ -98,21 +99,6 @@ def test_shared_layers_arguments_and_variables_from_outside():
     found.append((step(*streams), values(chain.non_trainable_variables)))
   for one, other in zip(*found, strict=True):
     assert_close(one, other, 1e-12)
-
-
-def traced_gradients(chain, streams):
-  """The graph of a step, and in it each function's weight gradients."""
-
-  @tf.function
-  def gradients(x1, x2):
-    with tf.GradientTape() as tape:
-      y1, y2 = chain((x1, x2), training=True)
-      loss = tf.reduce_sum(y1**2) + tf.reduce_sum(y2**2)
-    return tape.gradient(loss, [function.trainable_variables for function in chain.functions])
-
-  traced = gradients.get_concrete_function(*streams)
-  d_weights = tf.nest.pack_sequence_as(traced.structured_outputs, traced.graph.outputs)
-  return traced.graph, [{producer(tensor) for tensor in tensors} for tensors in d_weights]
 
 
 def test_what_is_kept_is_not_computed_again_and_what_is_stored_not_run_again():

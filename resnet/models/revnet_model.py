@@ -75,8 +75,9 @@ class RevNet(ResNet):
     """Runs a layer that cannot be undone."""
     if not self.config.manual_gradients:
       return layer(inputs, training=training)
-    keep = {"statistics": not self.config.grid_bits, "activations": keeps, "everything": stores}
-    return recompute(layer, inputs, training, keep=[kind for kind, kept in keep.items() if kept])
+    keep = {"statistics": not self.config.grid_bits, "activations": keeps}
+    kinds = ["everything"] if stores else [kind for kind, kept in keep.items() if kept]
+    return recompute(layer, inputs, training, keep=kinds)
 
   def reconstruction_errors(self, images: tf.Tensor) -> tf.Tensor:
     """How well the activations are rebuilt, [stages]: the `reconstruction_error` of each chain.

@@ -3,7 +3,8 @@
 `Config.kept_units` is a dial of two rounds. Each goes from the last unit of the network to the first:
 
 - N, from 0 to the number U of units: the last N units keep their streams and the outputs of their convolutions.
-  They compute normalised values and ReLUs again, but no convolution. The units before them are rebuilt.
+  They compute normalised values and ReLUs again, but no convolution, except the projection in the first
+  bottleneck of a stage. The units before them are rebuilt, and the stem is recomputed.
 - U + N: all units keep these, and the last N of them store everything, as ordinary backpropagation does.
 - "all": 2 U. Nothing is computed again.
 - "auto": the largest N, up to U, that needs no more memory than 0 does.
@@ -107,15 +108,13 @@ class _Unit:
   """What a unit makes, in bytes for each image."""
 
   inputs: int  # the streams before it, which the first unit of a stage keeps
-  kept: (
-    int  # its streams, and the outputs of its convolutions but the last of F and of G, which only these need
-  )
+  kept: int  # its streams, and the outputs of its convolutions but the last of F and of G
   normalised: int  # the inputs of its convolutions
   working: int  # in the backward pass: its outputs, their gradients, and gradients within F or G
 
 
 def _units(config: Config) -> list[_Unit]:
-  number = {"float64": 8}.get(config.dtype, 4)  # bytes, of the streams
+  number = 8 if config.dtype == "float64" else 4  # bytes, of the streams
   half = 2 if config.dtype.startswith("mixed") else number  # in F and G
   height, width = (stem_size(config, size) for size in (config.height, config.width))
   before = config.filters[0] * height * width * number

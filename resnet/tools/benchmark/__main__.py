@@ -122,9 +122,8 @@ def make_cases(
     depths = [(number,) * len(own) if number else own for number in units]
     for depth in depths:
       for kept in kept_units if "unrolled" in possible else ():
-        dataclasses.replace(
-          config, num_residual_units=depth, chain="unrolled", kept_units=kept
-        )  # It is checked.
+        # Raises where the setting is impossible.
+        dataclasses.replace(config, num_residual_units=depth, chain="unrolled", kept_units=kept)
     cases += [
       Case(model, mode, batch, depth, kept_units=kept)
       for depth in depths

@@ -76,9 +76,8 @@ def largest_batch(peak_of: Callable[[int], float | None], memory: float) -> int:
       batch = 4 * fits[0]
       continue
     batch = (fits[0] + too_large) // 2
-    if (
-      fits[1] > previous[1]
-    ):  # Rather just below, then just above, where the line through the last two meets it.
+    if fits[1] > previous[1]:
+      # Rather just below, then just above, where the line through the last two meets the memory.
       slope = (fits[1] - previous[1]) / (fits[0] - previous[0])
       meets = fits[0] + (memory - fits[1]) / slope
       inside = [near for near in (int(0.995 * meets), int(1.01 * meets)) if fits[0] < near < too_large]
