@@ -19,20 +19,20 @@ from helpers import assert_close, values
 
 from resnet.reversible import Affine, Recompute, ReversibleChain, keep_output, recompute
 
-SETTINGS = [(0, 0), (2, 0), (3, 0), (3, 1), (1, 2), (0, 3)]  # kept_units, stored_units, of three
+SETTINGS = [(0, 0), (2, 0), (3, 0), (3, 1), (1, 2), (0, 3)]  # kept_outputs, stored_units, of three
 
 
-@pytest.mark.parametrize(("kept_units", "stored_units"), SETTINGS)
+@pytest.mark.parametrize(("kept_outputs", "stored_units"), SETTINGS)
 @pytest.mark.parametrize("function", [Counted, KeepsHidden])
 @pytest.mark.parametrize("run", [lambda f: f, tf.function], ids=["eager", "graph"])
-def test_gradients_and_updates_are_those_of_ordinary_backprop(run, function, kept_units, stored_units):
-  chain, streams = make_chain(function=function, kept_units=kept_units, stored_units=stored_units)
+def test_gradients_and_updates_are_those_of_ordinary_backprop(run, function, kept_outputs, stored_units):
+  chain, streams = make_chain(function=function, kept_outputs=kept_outputs, stored_units=stored_units)
   assert_as_ordinary(chain, streams, run)
 
 
 @pytest.mark.parametrize("stored_units", [0, 1])
 def test_gradients_are_right_when_compiled_by_xla(stored_units):
-  chain, streams = make_chain(function=KeepsHidden, kept_units=2, stored_units=stored_units)
+  chain, streams = make_chain(function=KeepsHidden, kept_outputs=2, stored_units=stored_units)
   for function in chain.functions:  # XLA on the CPU has no kernel for dropout's stateful seed.
     function.hidden.parts = function.hidden.parts[:2]
   state = values(chain.non_trainable_variables)
@@ -50,7 +50,7 @@ def test_a_coupling_with_parameters_and_the_determinant(stored_units):
     coupling=Affine(),
     log_det=True,
     dtype="float64",
-    kept_units=2,
+    kept_outputs=2,
     stored_units=stored_units,
   )
   chain.build([(None, 4), (None, 4)])
@@ -80,7 +80,7 @@ def test_shared_layers_arguments_and_variables_from_outside():
   outside, time = tf.Variable(0.5, dtype=tf.float64), tf.constant(0.7, tf.float64)
   chain, streams = make_chain(1, 4, 4, function=KeepsHidden)
   timed = [[Timed(inner, outside) for inner in chain.functions] for _ in range(3)]
-  chain = ReversibleChain(timed, kept_units=2, stored_units=1, dtype="float64")
+  chain = ReversibleChain(timed, kept_outputs=2, stored_units=1, dtype="float64")
   chain.build([(None, 4), (None, 4)])
   state = values(chain.non_trainable_variables)
   found = []
@@ -102,7 +102,7 @@ def test_shared_layers_arguments_and_variables_from_outside():
 
 
 def test_what_is_kept_is_not_computed_again_and_what_is_stored_not_run_again():
-  chain, streams = make_chain(4, function=KeepsHidden, kept_units=3, stored_units=1)
+  chain, streams = make_chain(4, function=KeepsHidden, kept_outputs=3, stored_units=1)
   graph, _ = traced_gradients(chain, streams)
   kinds = [op.type for op in run_ops(graph)]
   # The sine makes the output that rebuilds a stream: it runs again in the first unit alone, and there in G
@@ -114,7 +114,7 @@ def test_what_is_kept_is_not_computed_again_and_what_is_stored_not_run_again():
 @pytest.mark.parametrize("function", [Counted, KeepsHidden])
 def test_a_second_run_waits_for_the_weight_gradients_of_all_later_units(function):
   """This bounds the peak, whichever op a scheduler takes first."""
-  chain, streams = make_chain(4, function=function, kept_units=3, stored_units=1)
+  chain, streams = make_chain(4, function=function, kept_outputs=3, stored_units=1)
   graph, d_weights = traced_gradients(chain, streams)
   # From the last function to the first: the second runs of the rebuilt and the kept, and the gradients of all.
   again = [op for op in graph.get_operations() if op.type == "Tanh"][len(chain.functions) :]
@@ -192,7 +192,7 @@ class Shares(keras.layers.Layer):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("mixed_bfloat16", 3e-2)])
 def test_a_kept_layer_may_share_its_state_and_have_a_precision_of_its_own(run, dtype, tolerance):
   keras.utils.set_random_seed(1)
-  chain = ReversibleChain([(Shares(dtype), Shares(dtype)) for _ in range(2)], kept_units=2)
+  chain = ReversibleChain([(Shares(dtype), Shares(dtype)) for _ in range(2)], kept_outputs=2)
   chain.build([(None, 4), (None, 4)])
   streams = [tf.constant(np.random.RandomState(seed).normal(size=(5, 4)), tf.float32) for seed in (1, 2)]
   assert_as_ordinary(chain, streams, run, tolerance)
@@ -203,7 +203,7 @@ def test_a_kept_layer_that_reads_a_variable_of_others_is_refused(run):
   outside = tf.Variable(0.5, dtype=tf.float64, name="outside")
   hidden = keras.layers.Lambda(lambda x: outside * x, dtype="float64", name="hidden")
   chain = ReversibleChain(
-    [(Shares("float64", hidden), Shares("float64", hidden))], kept_units=1, dtype="float64"
+    [(Shares("float64", hidden), Shares("float64", hidden))], kept_outputs=1, dtype="float64"
   )
   call = run(lambda x: chain((x, x), training=True))
   with pytest.raises(
@@ -215,7 +215,7 @@ def test_a_kept_layer_that_reads_a_variable_of_others_is_refused(run):
 def test_a_kept_layer_with_a_mask_is_refused():
   hidden = keras.layers.Masking(dtype="float64", name="hidden")
   chain = ReversibleChain(
-    [(Shares("float64", hidden), Shares("float64", hidden))], kept_units=1, dtype="float64"
+    [(Shares("float64", hidden), Shares("float64", hidden))], kept_outputs=1, dtype="float64"
   )
   with pytest.raises(ValueError, match="the output of 'hidden' cannot be kept: it takes or gives a mask"):
     chain([tf.ones([2, 3, 4], tf.float64)] * 2, training=True)

@@ -225,12 +225,13 @@ def _check_widths(config: Config) -> None:
 
 
 def _check_kept_units(config: Config) -> None:
-  kept, most = config.kept_units, 2 * sum(config.num_residual_units)
+  kept, most = config.kept_units, 3 * sum(config.num_residual_units)
   if kept == "auto":
     return
   if kept != "all" and not (kept.isdecimal() and len(kept) < 10 and int(kept) <= most):
     raise UserError(
-      f"kept_units must be auto, all, or a number from 0 to {most}, twice the {most // 2} units; got {kept!r}"
+      f"kept_units must be auto, all, or a number from 0 to {most}, three for each of the {most // 3} units; "
+      f"got {kept!r}"
     )
   if config.chain == "while_loop" and kept != "0":
     raise UserError(f"kept_units must be auto or 0 with chain while_loop, which keeps nothing; got {kept}")

@@ -14,7 +14,7 @@ from resnet.reversible import keep_output
 class ResidualFunction(keras.layers.Layer):
   """The function that a residual unit adds to its skip path.
 
-  Where activations may be kept, no convolution is computed again in the backward pass.
+  Where activations may be kept, no convolution but the last is computed again in the backward pass.
 
   Args:
     filters: output channels.
@@ -38,9 +38,9 @@ class ResidualFunction(keras.layers.Layer):
       input_shape = sub.compute_output_shape(input_shape)
 
   def call(self, x, training=False):
-    for sub in self.subs:
+    for sub in self.subs[:-1]:
       x = keep_output(sub, x, training)
-    return x
+    return self.subs[-1](x, training=training)  # Needed again only to rebuild a stream.
 
   def compute_output_shape(self, input_shape):
     for sub in self.subs:

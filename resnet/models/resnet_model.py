@@ -37,7 +37,6 @@ class ResNet(keras.Model):
     """The units of a stage (from 0)."""
     return [
       self._make_unit(
-        unit == 0,
         in_filters=self.config.unit_filters[stage if unit == 0 else stage + 1],
         filters=self.config.unit_filters[stage + 1],
         stride=self.config.strides[stage] if unit == 0 else 1,
@@ -50,8 +49,7 @@ class ResNet(keras.Model):
       for unit in range(self.config.num_residual_units[stage])
     ]
 
-  def _make_unit(self, first: bool, **kwargs) -> keras.layers.Layer:
-    """One unit; `first` says whether it is the first of its stage."""
+  def _make_unit(self, **kwargs) -> keras.layers.Layer:
     return ResNetUnit(**kwargs)
 
   def build(self, input_shape):

@@ -1,7 +1,7 @@
 """The reversible residual network (Gomez et al. 2017).
 
-Each stage splits its channels into two streams, x1 and x2. Its first unit changes their shape and so
-cannot be undone; the others form one reversible chain.
+The channels are split into two streams, x1 and x2. The units of a stage form one reversible chain. Its first
+unit may change the streams' shape and so cannot be undone: the streams before it are kept.
 """
 
 import itertools
@@ -9,10 +9,10 @@ import itertools
 import keras
 import tensorflow as tf
 
-from resnet.models.residual import ResidualFunction, Scope, skip_path
+from resnet.models.residual import ResidualFunction, skip_path
 from resnet.models.resnet_model import ResNet
-from resnet.models.storage import kept_and_stored
-from resnet.reversible import ReversibleChain, recompute
+from resnet.models.storage import kept_of_stages
+from resnet.reversible import Additive, ReversibleChain, Shortcut, recompute
 
 
 @keras.saving.register_keras_serializable("resnet")
@@ -26,17 +26,20 @@ class RevNet(ResNet):
 
   def __init__(self, config, **kwargs):
     super().__init__(config, **kwargs)
-    self._kept_and_stored = kept_and_stored(self.config)  # of each stage
-    self.chains = [
+    self._kept = kept_of_stages(self.config)
+    self.chains = [FileLayout(units[1:]) for units in self.stages]
+    self.reversible_chains = [
       ReversibleChain(
         [(unit.f, unit.g) for unit in units],
         self.config.manual_gradients,
         "unrolled" if self.config.chain == "auto" else self.config.chain,
+        coupling=[coupling for unit in units for coupling in unit.couplings()],
         grid_bits=self.config.grid_bits or None,
-        kept_units=min(kept, len(units)),
-        stored_units=min(stored, len(units)),
+        kept_streams=kept.streams,
+        kept_outputs=kept.outputs,
+        stored_units=kept.everything,
       )
-      for (_, *units), (kept, stored) in zip(self.stages, self._kept_and_stored, strict=True)
+      for units, kept in zip(self.stages, self._kept, strict=True)
     ]
 
   @property
@@ -44,26 +47,24 @@ class RevNet(ResNet):
     """The stem, each unit once (the chains hold its functions, too), and the classifier."""
     return [self.stem, *itertools.chain(*self.stages), self.final_bn, self.logit]
 
-  def _make_unit(self, first, **kwargs):
-    return RevNetUnit(**kwargs) if first else FunctionPair(**kwargs)
+  def _make_unit(self, **kwargs):
+    return RevNetUnit(**kwargs)
 
   def _build_stages(self, shape):
     *size, channels = shape
     streams = [(*size, channels // 2)] * 2
-    for (first, *units), chain in zip(self.stages, self.chains, strict=True):
-      first.build(streams)
-      streams = first.compute_output_shape(streams)
+    for units, chain in zip(self.stages, self.reversible_chains, strict=True):
+      first = streams
       for unit in units:
         unit.build(streams)
-      chain.build(streams)
+        streams = unit.compute_output_shape(streams)
+      chain.build(first)
     *size, channels = streams[0]
     return (*size, 2 * channels)
 
   def _run_stages(self, images, training):
-    _, stored = self._kept_and_stored[0]
-    streams = self._split(self._run(self.stem, images, training, False, stored == len(self.stages[0])))
-    for units, chain, (kept, stored) in zip(self.stages, self.chains, self._kept_and_stored, strict=True):
-      streams = self._run(units[0], streams, training, kept == len(units), stored == len(units))
+    streams = self._split(self._run_stem(images, training))
+    for chain in self.reversible_chains:
       streams = chain(streams, training=training)
     return tf.concat(streams, axis=-1)
 
@@ -71,13 +72,12 @@ class RevNet(ResNet):
     # Streams are never in half precision, from which they could not be rebuilt.
     return tf.split(tf.cast(x, self.variable_dtype), 2, axis=-1)
 
-  def _run(self, layer, inputs, training, keeps, stores):
-    """Runs a layer that cannot be undone."""
+  def _run_stem(self, images, training):
     if not self.config.manual_gradients:
-      return layer(inputs, training=training)
-    keep = {"statistics": not self.config.grid_bits, "activations": keeps}
-    kinds = ["everything"] if stores else [kind for kind, kept in keep.items() if kept]
-    return recompute(layer, inputs, training, keep=kinds)
+      return self.stem(images, training=training)
+    if self._kept[0].everything == len(self.stages[0]):
+      return recompute(self.stem, images, training, keep=["everything"])
+    return recompute(self.stem, images, training, keep=[] if self.config.grid_bits else ["statistics"])
 
   def reconstruction_errors(self, images: tf.Tensor) -> tf.Tensor:
     """How well the activations are rebuilt, [stages]: the `reconstruction_error` of each chain.
@@ -90,51 +90,58 @@ class RevNet(ResNet):
     errors = []
     with keras.StatelessScope():  # Discards the updates of the moving statistics.
       streams = self._split(self.stem(images, training=True))
-      for (first, *_), chain in zip(self.stages, self.chains, strict=True):
-        streams = first(streams, training=True)
+      for chain in self.reversible_chains:
         errors.append(chain.reconstruction_error(streams))
         streams = chain(streams, training=True)
     return tf.stack(errors)
 
 
-class FunctionPair(keras.layers.Layer):
-  """F and G of a unit, under the unit's name: all that a chain needs. Shapes are those of the two streams."""
+class RevNetUnit(keras.layers.Layer):
+  """F and G of a unit, and how they change the streams: y1 = skip(x1) + F(x2), y2 = skip(x2) + G(y1).
+
+  The skip paths are identities but in units that change the streams' shape, the first of most stages.
+
+  Attributes:
+    f, g: the functions.
+  """
 
   def __init__(self, in_filters, filters, stride, bottleneck, preactivate, **kwargs):
     super().__init__(autocast=False, **kwargs)
     policy = self.dtype_policy.name
     self.f = ResidualFunction(filters // 2, stride, bottleneck, preactivate, name="f", dtype=policy)
     self.g = ResidualFunction(filters // 2, bottleneck=bottleneck, name="g", dtype=policy)
+    if stride == 1 and in_filters == filters:
+      self.skip1, self.skip2 = Additive(), Additive()
+    else:
+      paths = [skip_path(in_filters // 2, filters // 2, stride, bottleneck, policy) for _ in range(2)]
+      names = ("x1_bottleneck", "x2_bottleneck")
+      self.skip1, self.skip2 = (Shortcut(path, name=name) for path, name in zip(paths, names, strict=True))
 
   def build(self, input_shape):
-    self.f.build(input_shape[1])
-    self.g.build(self.f.compute_output_shape(input_shape[1]))
+    x1, x2 = input_shape
+    self.f.build(x2)
+    y1 = self.f.compute_output_shape(x2)
+    self.g.build(y1)
+    self.skip1.build(x1)
+    self.skip2.build(x2)
+
+  def couplings(self):
+    """Of f and of g."""
+    return [self.skip1, self.skip2]
 
   def compute_output_shape(self, input_shape):
     return [self.f.compute_output_shape(input_shape[1])] * 2
 
 
-FunctionPair.__name__ = "RevNetUnit"  # Keras' files number layers by class name: both classes count as one.
+class FileLayout(keras.layers.Layer):
+  """Gives the functions of a stage's units but the first their place in Keras' files, that of version 0.1.
+
+  Such a file names a layer by the way to it that comes first in the alphabet. It is never called.
+  """
+
+  def __init__(self, units, **kwargs):
+    super().__init__(**kwargs)
+    self.functions = [function for unit in units for function in (unit.f, unit.g)]
 
 
-class RevNetUnit(FunctionPair):
-  """A stage's first unit, which changes the shape: y1 = skip(x1) + F(x2), y2 = skip(x2) + G(y1)."""
-
-  def __init__(self, in_filters, filters, stride, bottleneck, preactivate, **kwargs):
-    super().__init__(in_filters, filters, stride, bottleneck, preactivate, **kwargs)
-    policy = self.dtype_policy.name
-    self.skip1, self.skip2 = (
-      Scope(skip_path(in_filters // 2, filters // 2, stride, bottleneck, policy), name=f"{stream}_bottleneck")
-      for stream in ("x1", "x2")
-    )
-
-  def build(self, input_shape):
-    super().build(input_shape)
-    self.skip1.build(input_shape[0])
-    self.skip2.build(input_shape[1])
-
-  def call(self, streams, training=False):
-    x1, x2 = streams
-    y1 = tf.cast(self.skip1(x1), x1.dtype) + tf.cast(self.f(x2, training=training), x1.dtype)
-    y2 = tf.cast(self.skip2(x2), x2.dtype) + tf.cast(self.g(y1, training=training), x2.dtype)
-    return y1, y2
+FileLayout.__name__ = "ReversibleChain"  # Keras' files number layers by class name.

@@ -1,57 +1,71 @@
 """What a RevNet with manual gradients keeps for its backward pass, from nothing to everything, and its memory.
 
-`Config.kept_units` is a dial of two rounds. Each goes from the last unit of the network to the first:
+`Config.kept_units` is a dial of 3 U steps for U units: in each step one unit keeps more. A unit may keep
 
-- N, from 0 to the number U of units: the last N units keep their streams and the outputs of their convolutions.
-  They compute normalised values and ReLUs again, but no convolution, except the projection in the first
-  bottleneck of a stage. The units before them are rebuilt, and the stem is recomputed.
-- U + N: all units keep these, and the last N of them store everything, as ordinary backpropagation does.
-- "all": 2 U. Nothing is computed again.
-- "auto": the largest N, up to U, that needs no more memory than 0 does.
+- "streams": x1 and x2, so that they are not rebuilt. The last convolutions of F and G do not run again.
+- "outputs": those of the other convolutions, which then do not run again. Normalised values and ReLUs do.
+- "everything", as ordinary backpropagation does. It does not run again.
 
-This is the order of the time that a kept byte saves. Convolutions take about as long in each stage, but the
-maps of a stage are half as large as those of the stage before. Normalising and ReLU take one pass over a map.
-And what the last units keep is freed before the backward pass comes to the large maps, where memory peaks.
+The steps come in the order of the time that a kept byte saves: see `_worth`. Within a stage they go from the
+last unit to the first, since what the last units keep is freed soonest. "all" is 3 U: nothing is computed
+again. "auto" is the largest setting that needs no more memory than 0 does.
 """
 
 import dataclasses
+import itertools
 import math
 
 from resnet.configs.config import BOTTLENECK_FACTOR, Config, stem_size
 from resnet.utils.errors import UserError
 from resnet.utils.quantities import show_bytes
 
+KINDS = ("streams", "outputs", "everything")
+# What moving a byte between memory and processor costs, in multiplications. It ranks what is kept, no more.
+MULTIPLICATIONS_OF_A_BYTE = 10
 
-def kept_and_stored(config: Config) -> list[tuple[int, int]]:
-  """For each stage how many of its last units keep convolutions' outputs, and how many store everything."""
-  total = sum(config.num_residual_units)
-  dial = dial_of(config)
-  kept, stored = min(dial, total), max(dial - total, 0)
-  counts = []
-  for units in reversed(config.num_residual_units):
-    counts.append((min(kept, units), min(stored, units)))
-    kept, stored = kept - counts[-1][0], stored - counts[-1][1]
-  return counts[::-1]
+
+@dataclasses.dataclass
+class Kept:
+  """How many of a stage's last units keep each kind of tensors."""
+
+  streams: int = 0
+  outputs: int = 0
+  everything: int = 0
+
+
+def kept_of_stages(config: Config, dial: int | None = None) -> list[Kept]:
+  """What each stage keeps at a setting of the dial, by default `config.kept_units`."""
+  left = dial_of(config) if dial is None else dial
+  counts = [Kept() for _ in config.num_residual_units]
+  for stage, kind in _order(config):
+    units = min(left, config.num_residual_units[stage])
+    setattr(counts[stage], kind, units)
+    left -= units
+  return counts
 
 
 def describe(config: Config, images: int) -> str:
   """What is kept of the forward pass, and what memory that takes for so many images, in words."""
-  dial, total = dial_of(config), sum(config.num_residual_units)
-  what = f"{min(dial, total)} of {total} units keep their convolutions' outputs"
-  if dial > total:
-    what += f", {dial - total} of them everything"
-  size = show_bytes(images * activation_bytes(config, dial))
+  stages, total = kept_of_stages(config), sum(config.num_residual_units)
+  counts = [sum(getattr(kept, kind) for kept in stages) for kind in KINDS]
+  size = show_bytes(images * activation_bytes(config, dial_of(config)))
   return (
-    f"{what}: about {size} of activations for the {images} images that a device takes at a time (an estimate)"
+    f"of {total} units {counts[0]} keep their streams, {counts[1]} their convolutions' outputs, {counts[2]} "
+    f"everything: about {size} of activations for the {images} images that a device takes at a time (an "
+    "estimate)"
   )
+
+
+def most(config: Config) -> int:
+  """The setting of the dial at which everything is kept."""
+  return len(KINDS) * sum(config.num_residual_units)
 
 
 def dial_of(config: Config) -> int:
   """`config.kept_units` as a number."""
-  total = sum(config.num_residual_units)
   if config.kept_units == "auto":
-    return largest_dial(config, activation_bytes(config, 0), total) if config.chain != "while_loop" else 0
-  return 2 * total if config.kept_units == "all" else int(config.kept_units)
+    return largest_dial(config, activation_bytes(config, 0)) if config.chain != "while_loop" else 0
+  return most(config) if config.kept_units == "all" else int(config.kept_units)
 
 
 def fit_memory(config: Config, budget: float, images: int) -> Config:
@@ -79,10 +93,9 @@ def fit_memory(config: Config, budget: float, images: int) -> Config:
   return dataclasses.replace(config, kept_units=str(largest_dial(config, budget / images)))
 
 
-def largest_dial(config: Config, budget: float, limit: int | None = None) -> int:
-  """The largest setting of the dial, up to `limit`, whose `activation_bytes` fit `budget`; 0 if none does."""
-  settings = range(1 + (2 * sum(config.num_residual_units) if limit is None else limit))
-  return max((dial for dial in settings if activation_bytes(config, dial) <= budget), default=0)
+def largest_dial(config: Config, budget: float) -> int:
+  """The largest setting of the dial whose `activation_bytes` fit `budget`; 0 if none does."""
+  return max((dial for dial in range(1 + most(config)) if activation_bytes(config, dial) <= budget), default=0)
 
 
 def activation_bytes(config: Config, dial: int) -> int:
@@ -90,50 +103,88 @@ def activation_bytes(config: Config, dial: int) -> int:
 
   It goes back from unit to unit. Each time there is what the units up to here keep, and what this one works on.
   """
-  units = _units(config)
-  total = len(units)
-  peak = kept = _stem_bytes(config) if dial == 2 * total else _image_bytes(config)
-  for position, unit in enumerate(units):
-    stores, keeps = total - position <= dial - total, total - position <= dial
-    kept += unit.inputs
-    # A unit that is run again makes all of its activations; those kept are already there.
-    kept += unit.kept + unit.normalised if stores else unit.kept if keeps else 0
-    working = unit.working + (0 if stores else unit.normalised if keeps else unit.kept + unit.normalised)
-    peak = max(peak, kept + working)
+  stages = kept_of_stages(config, dial)
+  stem = stages[0].everything == config.num_residual_units[0]
+  peak = kept = _stem_bytes(config) if stem else _image_bytes(config)
+  for unit, of_stage, count in zip(_units(config), stages, config.num_residual_units, strict=True):
+    for from_last in range(count, 0, -1):
+      stores, keeps = from_last <= of_stage.everything, from_last <= of_stage.outputs
+      changes = from_last == count and unit.inputs
+      kept += unit.inputs if changes else unit.streams if stores or from_last <= of_stage.streams else 0
+      kept += unit.outputs if stores or keeps else 0
+      kept += unit.normalised if stores else 0
+      # A unit that is run again makes its activations again, but those kept.
+      again = 0 if stores else unit.normalised + (0 if keeps else unit.outputs)
+      peak = max(peak, kept + unit.working + again)
   return peak
 
 
 @dataclasses.dataclass(frozen=True)
 class _Unit:
-  """What a unit makes, in bytes for each image."""
+  """What a unit of a stage makes, in bytes for each image, and the multiplications for it.
 
-  inputs: int  # the streams before it, which the first unit of a stage keeps
-  kept: int  # its streams, and the outputs of its convolutions but the last of F and of G
-  normalised: int  # the inputs of its convolutions
-  working: int  # in the backward pass: its outputs, their gradients, and gradients within F or G
+  Attributes:
+    inputs: the streams before the stage, which are always kept, except before the first stage if its first unit
+      can be undone.
+    streams: those before any other unit.
+    outputs: of the convolutions but the last of F and of G.
+    normalised: the inputs of the convolutions.
+    working: in the backward pass, the streams after the unit, their gradients, and gradients within F or G.
+    multiplications: by the kind of what is kept, those that need not be done again.
+  """
+
+  inputs: int
+  streams: int
+  outputs: int
+  normalised: int
+  working: int
+  multiplications: dict[str, int]
+
+
+def _order(config: Config) -> list[tuple[int, str]]:
+  """(stage, kind), the most worthwhile first."""
+  units = _units(config)
+  choices = itertools.product(reversed(range(len(units))), KINDS)
+  return sorted(choices, key=lambda choice: _worth(units[choice[0]], choice[1]), reverse=True)
+
+
+def _worth(unit: _Unit, kind: str) -> float:
+  """The multiplications, or what takes as long, that a kept byte saves."""
+  if kind == "everything":  # A pass over what is normalised, each byte read and written.
+    return 2 * MULTIPLICATIONS_OF_A_BYTE
+  if kind == "streams":  # Rebuilding reads two tensors and writes one.
+    return unit.multiplications[kind] / unit.streams + 3 * MULTIPLICATIONS_OF_A_BYTE
+  return unit.multiplications[kind] / unit.outputs
 
 
 def _units(config: Config) -> list[_Unit]:
+  """A unit of each stage."""
   number = 8 if config.dtype == "float64" else 4  # bytes, of the streams
   half = 2 if config.dtype.startswith("mixed") else number  # in F and G
   height, width = (stem_size(config, size) for size in (config.height, config.width))
   before = config.filters[0] * height * width * number
   units = []
-  for count, stride, filters in zip(config.num_residual_units, config.strides, config.unit_filters[1:]):
+  previous, *following = config.unit_filters
+  for stride, filters in zip(config.strides, following, strict=True):
     height, width = math.ceil(height / stride), math.ceil(width / stride)
-    channels = filters // 2
+    channels, values = filters // 2, height * width
     narrow = channels // BOTTLENECK_FACTOR
-    inner = 2 * narrow if config.use_bottleneck else channels
-    values = height * width
     stream = channels * values * number
-    unit = _Unit(
-      inputs=before,
-      kept=2 * (stream + inner * values * half),
-      normalised=2 * (channels + inner) * values * half,
-      working=6 * stream,
+    if config.use_bottleneck:
+      inner, inner_products, last_products = 2 * narrow, channels * narrow + 9 * narrow**2, narrow * channels
+    else:
+      inner, inner_products, last_products = channels, 9 * channels**2, 9 * channels**2
+    units.append(
+      _Unit(
+        inputs=before if units or stride > 1 or filters != previous else 0,
+        streams=2 * stream,
+        outputs=2 * inner * values * half,
+        normalised=2 * (channels + inner) * values * half,
+        working=6 * stream,
+        multiplications={"streams": 2 * last_products * values, "outputs": 2 * inner_products * values},
+      )
     )
-    units += [unit, *[dataclasses.replace(unit, inputs=0)] * (count - 1)]
-    before = 2 * stream
+    before, previous = 2 * stream, filters
   return units
 
 

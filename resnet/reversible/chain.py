@@ -9,7 +9,7 @@ A reversible unit couples two streams by two functions of any kind, and can be u
 and G take turns, each changing one stream by a function of the other, so the chain is a list of functions, F1,
 G1, F2, G2, ... The backward pass undoes their turns from the last to the first. Each function runs once more,
 under a tape: its output rebuilds the stream that it changed; its gradient goes to the other stream and to its
-weights. The units between chains, which change the shape and so cannot be undone, are for `Recompute`.
+weights. A stream whose change cannot be undone (`Shortcut`) is kept.
 
 What makes this exact, and small:
 
@@ -24,6 +24,7 @@ What makes this exact, and small:
 Costs: one more forward pass of every function, less what its layers keep.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ from resnet.reversible.checks import build_layer, refuse_streams, require_pairs,
 from resnet.reversible.coupling import Additive, Coupling
 from resnet.reversible.gate import activations_are_stored, after, without_storing
 from resnet.reversible.grid import on_grid
-from resnet.reversible.loop import require_alike, run_loop, stack, undo_loop, unstack
+from resnet.reversible.loop import count_before_loop, run_loop, stack, undo_loop, unstack
 from resnet.reversible.private_apis import keras_mask
 from resnet.reversible.replay import ACTIVATIONS, EVERYTHING, STATISTICS
 from resnet.reversible.turn import Call, Record, Turn, call_arguments, function_name, require_shape
@@ -59,18 +60,21 @@ class ReversibleChain(keras.layers.Layer):
       updates are the same.
     form: of the manual gradients' graph. "unrolled" has ops for every unit. "while_loop" has the ops of one
       unit, in a `tf.while_loop` over the stacked weights of all units; the graph's size does not depend on
-      depth. The units' layers must then be alike but for the values of their variables. Batch normalisation
-      that is synchronised over devices cannot be in a loop.
+      depth. The units must then be alike but for the values of their variables; unit 0 may differ, which then
+      comes before the loop. Batch normalisation that is synchronised over devices cannot be in a loop.
     coupling: how functions change streams, see coupling.py: one coupling, or a pair, one for the Fs and one
-      for the Gs; by default `Additive()`. Each function gets a copy of its own.
+      for the Gs, of which each function gets a copy of its own; or a list of one for each function, F and G of
+      unit 0 first. By default `Additive()`.
     log_det: also return the logarithm of the determinant of the chain's Jacobian, for normalising flows.
     grid_bits: makes the chain exact. The inputs and the outputs of F and G are rounded to multiples of
       2 ** -grid_bits, so that the streams are such multiples, too. The backward pass then rebuilds streams to
       the last bit, at any depth and whatever dtype F and G compute in, on two conditions: streams stay below
       2 ** (24 - grid_bits) in float32, and the second run of F and G repeats the first to the bit
       (deterministic kernels). `reconstruction_error` tells whether they hold. 14 suits activations of size 1.
-    kept_units: the number of last units that keep their streams, and the outputs that their layers offer
-      (`keep_output`): less time, more memory. "unrolled" only.
+    kept_streams: the number of last units that keep their streams, which then need not be rebuilt: less time,
+      more memory. "unrolled" only.
+    kept_outputs: the number of last units that keep the outputs that their layers offer (`keep_output`).
+      "unrolled" only.
     stored_units: the number of last units that store all activations, as ordinary backpropagation does, and do
       not run again: the least time, the most memory. "unrolled" only.
 
@@ -85,7 +89,8 @@ class ReversibleChain(keras.layers.Layer):
       in a call without such tensors.
 
   Returns:
-    (y1, y2), of the shapes of (x1, x2), float32 at least; with log_det (y1, y2, log|det dy/dx| [N]).
+    (y1, y2), of the shapes of (x1, x2) unless a coupling changes them, float32 at least; with log_det
+    (y1, y2, log|det dy/dx| [N]).
 
   Limits: a function must not draw by `tf.random`, nor change variables that are not its own, nor use a tensor
   computed from trained variables unless it is one of these arguments. Such functions are refused in graphs; in
@@ -107,7 +112,8 @@ class ReversibleChain(keras.layers.Layer):
     coupling: Coupling | Sequence[Coupling] | None = None,
     log_det: bool = False,
     grid_bits: int | None = None,
-    kept_units: int = 0,
+    kept_streams: int = 0,
+    kept_outputs: int = 0,
     stored_units: int = 0,
     **kwargs,
   ):
@@ -117,28 +123,32 @@ class ReversibleChain(keras.layers.Layer):
     require_pairs(pairs)
     if form not in FORMS:
       raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
-    couplings = _pair_of_couplings(coupling)
+    couplings = _couplings(coupling, 2 * len(pairs))
     if grid_bits is not None:
       if not 0 <= grid_bits < 24:
         raise ValueError(f"grid_bits must be in [0, 24), since float32 has 24 bits; got {grid_bits!r}")
-      for inexact in (one for one in couplings if not one.exact):
+      for inexact in (one for one in couplings if one.invertible and not one.exact):
         raise ValueError(f"grid_bits needs a coupling that adds or negates alone, got {type(inexact).__name__}")
-    for name, units in (("kept_units", kept_units), ("stored_units", stored_units)):
+    dial = {"kept_streams": kept_streams, "kept_outputs": kept_outputs, "stored_units": stored_units}
+    for name, units in dial.items():
       if not 0 <= units <= len(pairs):
         raise ValueError(f"{name} must be in [0, {len(pairs)}], as there are units; got {units!r}")
       if units and form == "while_loop":
         raise ValueError(f"{name} must be 0 with form 'while_loop', which keeps nothing; got {units}")
     self.functions = [function for pair in pairs for function in pair]
-    if form == "while_loop":
-      require_alike(self.functions)
+    # The number of functions that come before the loop.
+    self._before_loop = count_before_loop(self.functions, couplings) if form == "while_loop" else 0
     self.manual_gradients = manual_gradients
     self.form = form
     self.log_det = log_det
     self.grid_bits = grid_bits
-    self.kept_units = kept_units
+    self.kept_streams = kept_streams
+    self.kept_outputs = kept_outputs
     self.stored_units = stored_units
     self._coupling_configs = [keras.saving.serialize_keras_object(one) for one in couplings]
-    self.couplings = [_copy(couplings[k % 2], f"coupling_{k}") for k in range(len(self.functions))]
+    if len(couplings) != len(self.functions):
+      couplings = [_copy(couplings[k % 2], f"coupling_{k}") for k in range(len(self.functions))]
+    self.couplings = list(couplings)
 
   @property
   def call_arguments(self) -> set[str]:
@@ -148,12 +158,14 @@ class ReversibleChain(keras.layers.Layer):
   def build(self, input_shape):
     if len(input_shape) != 2 or not all(isinstance(shape, list | tuple) for shape in input_shape):
       refuse_streams(self.name, input_shape)
+    shapes = list(input_shape)
     for k, (function, coupling) in enumerate(zip(self.functions, self.couplings, strict=True)):
-      changed, taken = input_shape[k % 2], input_shape[1 - k % 2]
-      outputs = build_layer(function, taken, self.variable_dtype)
-      coupling.build(changed)
+      outputs = build_layer(function, shapes[1 - k % 2], self.variable_dtype)
+      if not coupling.built:
+        coupling.build(shapes[k % 2])
+      shapes[k % 2] = coupling.changed_shape(shapes[k % 2])
       for part in () if outputs is None else coupling(outputs):
-        require_shape(function_name(k, function), part.shape, changed)
+        require_shape(function_name(k, function), part.shape, shapes[k % 2])
 
   def call(self, inputs, training=False, mask=None, **kwargs):
     turns, streams, context = self._prepare(inputs, training, mask, kwargs)
@@ -163,12 +175,12 @@ class ReversibleChain(keras.layers.Layer):
     weights, states = [turn.weights() for turn in turns], [turn.state() for turn in turns]
     if not turns or not self.manual_gradients or activations_are_stored():
       outputs, updates, _ = run(turns, streams, weights, states, context)
-    elif self.form == "unrolled":
+    elif self.form == "unrolled" or self._before_loop == len(turns):
       outputs, updates = self._run_without_storing(run, undo, turns, streams, weights, states, context)
     else:
-      stacked = stack(weights), stack(states)
+      stacked = [stack(values, self._before_loop) for values in (weights, states)]
       outputs, updates = self._run_without_storing(run_loop, undo_loop, turns, streams, *stacked, context)
-      updates = unstack(turns, updates)
+      updates = unstack(turns, updates, self._before_loop)
     for (k, i), value in sorted(updates.items()):
       turns[k].state_variables[i].assign(value)
     return tuple(outputs)
@@ -178,7 +190,15 @@ class ReversibleChain(keras.layers.Layer):
 
     Takes the arguments of the call that it undoes. What layers keep is computed again. Functions that draw
     random numbers draw others than they did.
+
+    Raises:
+      ValueError: a coupling has no inverse.
     """
+    for k, coupling in enumerate(self.couplings):
+      if not coupling.invertible:
+        name = function_name(k, self.functions[k])
+        kind = type(coupling).__name__
+        raise ValueError(f"{self.name} has no inverse: {name} changes its stream by a {kind}")
     turns, streams, context = self._prepare(outputs, training, mask, kwargs)
     records = [Record(turn.state()) for turn in turns]
     return tuple(rebuild(turns, streams, [turn.weights() for turn in turns], records, context, inverts=True))
@@ -186,13 +206,17 @@ class ReversibleChain(keras.layers.Layer):
   def reconstruction_error(self, inputs, training=True, mask=None, **kwargs) -> tf.Tensor:
     """How well the backward pass rebuilds (x1, x2): the norm of the error over that of (x1, x2), a scalar.
 
-    Takes the arguments of a call. Runs forward, and back as the backward pass does; assigns nothing. The error
+    Takes the arguments of a call. Runs forward, and back as the backward pass does; assigns nothing. First
+    functions whose couplings have no inverse are left out: (x1, x2) are then the streams after them. The error
     of an exact chain is 0 unless streams have left the grid's range or a function does not repeat itself.
     """
     turns, streams, context = self._prepare(inputs, training, mask, kwargs)
     streams = self._rounded(streams)
-    weights = [turn.weights() for turn in turns]
-    outputs, _, records = run(turns, streams, weights, [turn.state() for turn in turns], context)
+    weights, states = [turn.weights() for turn in turns], [turn.state() for turn in turns]
+    lost = sum(1 for _ in itertools.takewhile(lambda coupling: not coupling.invertible, self.couplings))
+    streams, *_ = run(turns[:lost], streams, weights[:lost], states[:lost], context)
+    turns, weights = turns[lost:], weights[lost:]
+    outputs, _, records = run(turns, streams, weights, states[lost:], context)
     rebuilt = rebuild(turns, outputs, weights, records, context)
     error = [y - x for x, y in zip(streams, rebuilt, strict=True)]
     return tf.linalg.global_norm(error) / tf.linalg.global_norm(streams)
@@ -208,7 +232,7 @@ class ReversibleChain(keras.layers.Layer):
     call.require_taken(self.name, self.call_arguments)
     dtype = stream_dtype(streams, self.variable_dtype)
     turns = [
-      Turn(k, function, coupling, call, self.grid_bits, self._keep(k // 2))
+      Turn(k, function, coupling, call, self.grid_bits, *self._keep(k // 2))
       for k, (function, coupling) in enumerate(zip(self.functions, self.couplings, strict=True))
     ]
     return turns, [tf.cast(stream, dtype) for stream in streams], call.context
@@ -217,14 +241,16 @@ class ReversibleChain(keras.layers.Layer):
     return [on_grid(stream, self.grid_bits) for stream in streams]
 
   def _keep(self, unit):
-    """The kinds of tensors that the functions of a unit keep of their first run."""
+    """What the functions of a unit keep of their first run: the kinds of tensors; whether their streams."""
     if self.form == "while_loop" or not self.manual_gradients or activations_are_stored():
-      return ()
+      return (), False
     from_last = len(self.functions) // 2 - unit
     if from_last <= self.stored_units:
-      return (EVERYTHING,)
-    statistics = (STATISTICS,) if self.grid_bits is None else ()  # A second run by these may round otherwise.
-    return (*statistics, ACTIVATIONS) if from_last <= self.kept_units else statistics
+      return (EVERYTHING,), True
+    kinds = (STATISTICS,) if self.grid_bits is None else ()  # A second run by these may round otherwise.
+    if from_last <= self.kept_outputs:
+      kinds += (ACTIVATIONS,)
+    return kinds, from_last <= self.kept_streams
 
   def _run_without_storing(self, run, undo, turns, streams, weights, states, context):
     """Forward by `run`, backward by `undo`: ((y1, y2), new values of changed states)."""
@@ -250,7 +276,10 @@ class ReversibleChain(keras.layers.Layer):
     return tuple(keras.KerasTensor(shape, dtype) for shape in shapes)
 
   def compute_output_shape(self, input_shape):
-    return (*input_shape, (input_shape[0][0],)) if self.log_det else input_shape
+    shapes = list(input_shape)
+    for k, coupling in enumerate(self.couplings):
+      shapes[k % 2] = coupling.changed_shape(shapes[k % 2])
+    return (*shapes, (input_shape[0][0],)) if self.log_det else type(input_shape)(shapes)
 
   def compute_mask(self, inputs, previous_mask):
     return previous_mask if previous_mask is None or not self.log_det else [*previous_mask, None]
@@ -265,7 +294,8 @@ class ReversibleChain(keras.layers.Layer):
       "coupling": list(self._coupling_configs),
       "log_det": self.log_det,
       "grid_bits": self.grid_bits,
-      "kept_units": self.kept_units,
+      "kept_streams": self.kept_streams,
+      "kept_outputs": self.kept_outputs,
       "stored_units": self.stored_units,
     }
 
@@ -277,13 +307,16 @@ class ReversibleChain(keras.layers.Layer):
     return cls(pairs, coupling=coupling, **config)
 
 
-def _pair_of_couplings(coupling: Any) -> Sequence[Coupling]:
+def _couplings(coupling: Any, functions: int) -> Sequence[Coupling]:
   if coupling is None:
     coupling = Additive()
   couplings = [coupling, coupling] if isinstance(coupling, Coupling) else coupling
-  is_list = isinstance(couplings, list | tuple) and len(couplings) == 2
+  is_list = isinstance(couplings, list | tuple) and len(couplings) in (2, functions)
   if not is_list or not all(isinstance(one, Coupling) for one in couplings):
-    raise ValueError(f"coupling must be a Coupling, or two, for the Fs and for the Gs; got {coupling!r}")
+    raise ValueError(
+      f"coupling must be a Coupling, or two, for the Fs and for the Gs, or one for each of the {functions} "
+      f"functions; got {coupling!r}"
+    )
   return couplings
 
 

@@ -7,6 +7,7 @@ whose gradients TensorFlow finds, and if it has variables, `build` and `get_conf
 import keras
 import tensorflow as tf
 
+from resnet.reversible.checks import build_layer
 from resnet.reversible.gate import Tensors
 
 
@@ -20,12 +21,18 @@ class Coupling(keras.layers.Layer):
   Attributes:
     exact: whether `couple` only adds to the stream or negates it, so that `uncouple` undoes it to the last bit
       for numbers on a grid.
+    invertible: False if there is no `uncouple`. Chains then keep x for the backward pass.
   """
 
   exact = False
+  invertible = True
 
   def build(self, input_shape):
     """Makes the variables. `input_shape` is the shape of the stream."""
+
+  def changed_shape(self, shape: tuple) -> tuple:
+    """The shape of y, and of each of the parts, for x of a shape."""
+    return shape
 
   def parts(self, change: Tensors) -> tuple[tf.Tensor, ...]:
     """The output of F or G, as tensors of the stream's shape."""
@@ -108,6 +115,41 @@ class Scaled(Coupling):
 
   def get_config(self):
     return {**super().get_config(), "scale": self.scale, "trained": self.trained}
+
+
+@keras.saving.register_keras_serializable("resnet")
+class Shortcut(Coupling):
+  """y = layer(x) + F: a residual unit that changes the stream's shape, as ResNets have between stages.
+
+  It has no inverse, so its stream is kept.
+
+  Args:
+    layer: a Keras layer that brings x to the shape of F: pooling, a convolution with a stride.
+
+  Source: He et al. 2016, "Deep Residual Learning for Image Recognition", equation 2.
+  """
+
+  invertible = False
+
+  def __init__(self, layer: keras.layers.Layer, **kwargs):
+    super().__init__(**kwargs)
+    self.layer = layer
+
+  def build(self, input_shape):
+    build_layer(self.layer, input_shape, self.variable_dtype)
+
+  def changed_shape(self, shape):
+    return self.layer.compute_output_shape(shape)
+
+  def couple(self, x, change):
+    return tf.cast(self.layer(x), x.dtype) + change
+
+  def get_config(self):
+    return {**super().get_config(), "layer": keras.saving.serialize_keras_object(self.layer)}
+
+  @classmethod
+  def from_config(cls, config):
+    return cls(keras.saving.deserialize_keras_object(config.pop("layer")), **config)
 
 
 @keras.saving.register_keras_serializable("resnet")

@@ -1,12 +1,13 @@
 """The chain as a `tf.while_loop` over stacked weights and states: a graph of the size of one unit's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from resnet.reversible.gate import Tensors
+from resnet.reversible.coupling import Coupling
+from resnet.reversible.gate import Tensors, after
 from resnet.reversible.turn import Record, Streams, Turn, function_name
 from resnet.reversible.unrolled import Updates, run, undo
 
@@ -23,18 +24,25 @@ def run_loop(
   context: list[tf.Tensor],
 ) -> tuple[Streams, Entries, list[Record]]:
   """`run` for weights and states stacked by `stack`; so are the updates. Keeping tensors saved no time."""
+  first = len(weights) - 2  # of the loop
+  streams, before, records = run(turns[:first], streams, weights[:first], states[:first], context)
+  turns, weights, states = turns[first:], weights[first:], states[first:]
 
   def step(index, streams):
     streams, updates, _ = run(turns[:2], streams, _entry(weights, index), _entry(states, index), context)
     return streams, updates
 
   streams, updates = _loop(step, list(streams), _entries(states), range(len(turns) // 2))
-  return streams, updates, [Record(state) for state in states]
+  updates = before | {(first + k, i): value for (k, i), value in updates.items()}
+  return streams, updates, [*records, *map(Record, states)]
 
 
 def undo_loop(turns, streams, d_streams, weights, records, context, variables):
   """`undo` for stacked weights, and stacked states in the records; so are the weights' gradients."""
-  states = [record.state for record in records]
+  first = len(weights) - 2  # of the loop
+  before = (turns[:first], weights[:first], records[:first])
+  turns, weights = turns[first:], weights[first:]
+  states = [record.state for record in records[first:]]
 
   def step(index, carried):
     streams, d_streams, d_shared = carried
@@ -49,15 +57,24 @@ def undo_loop(turns, streams, d_streams, weights, records, context, variables):
   zeros = [tf.zeros_like(tensor) for tensor in [*context, *variables]]
   carried = (list(streams), list(d_streams), zeros)
   (streams, d_streams, d_shared), d_weights = _loop(step, carried, _entries(weights), last_to_first)
-  return streams, d_streams, [[d_weights[k, i] for i in range(len(weights[k]))] for k in (0, 1)], d_shared
+  in_loop = [[d_weights[k, i] for i in range(len(weights[k]))] for k in (0, 1)]
+  streams, d_streams = after((in_loop, d_shared), (streams, d_streams))
+  turns, weights, records = before
+  streams, d_streams, d_weights, d_here = undo(turns, streams, d_streams, weights, records, context, variables)
+  d_shared = [total if d is None else total + d for total, d in zip(d_shared, d_here, strict=True)]
+  return streams, d_streams, [*d_weights, *in_loop], d_shared
 
 
-def stack(values: list[list[tf.Tensor]]) -> list[list[tf.Tensor]]:
-  """From a list of tensors for each function to one list for F and one for G, each tensor stacked by unit."""
-  return [[tf.stack(entries) for entries in zip(*values[k::2], strict=True)] for k in (0, 1)]
+def stack(values: list[list[tf.Tensor]], first: int) -> list[list[tf.Tensor]]:
+  """From a list of tensors for each function to one list for F and one for G, each tensor stacked by unit.
+
+  The lists of the functions before number `first` come before these two as they are.
+  """
+  stacked = [[tf.stack(entries) for entries in zip(*values[first + k :: 2], strict=True)] for k in (0, 1)]
+  return [*values[:first], *stacked]
 
 
-def unstack(turns: list[Turn], updates: Entries) -> Updates:
+def unstack(turns: list[Turn], updates: Entries, first: int) -> Updates:
   """The updates of `run_loop` in the form of `run`'s.
 
   To be called outside the custom gradient, whose number of ops grows with that of its outputs.
@@ -65,27 +82,41 @@ def unstack(turns: list[Turn], updates: Entries) -> Updates:
   Raises:
     ValueError: units share a layer whose state changes.
   """
-  units = len(turns) // 2
-  unstacked: Updates = {}
+  unstacked: Updates = {key: value for key, value in updates.items() if key[0] < first}
+  changed = {id(turns[k].state_variables[i]) for k, i in unstacked}
   for (k, i), tensor in updates.items():
+    if k < first:
+      continue
     variables = [turn.state_variables[i] for turn in turns[k::2]]
-    if len(set(map(id, variables))) < units:
+    owned = set(map(id, variables)) - changed
+    if len(owned) < len(variables):
       raise ValueError(
         f"form 'while_loop' needs units whose states are their own, but {turns[k].name} shares "
         f"{variables[0].path!r}, which changes, with other units; use form 'unrolled'"
       )
-    unstacked |= {(2 * unit + k, i): value for unit, value in enumerate(tf.unstack(tensor, units))}
+    unstacked |= {(k + 2 * unit, i): value for unit, value in enumerate(tf.unstack(tensor, len(variables)))}
   return unstacked
 
 
-def require_alike(functions: list[keras.layers.Layer]) -> None:
-  """Raises ValueError unless all Fs have the same configuration, and all Gs."""
-  for k, function in enumerate(functions):
-    if _configuration(function) != _configuration(functions[k % 2]):
+def count_before_loop(functions: list[keras.layers.Layer], couplings: Sequence[Coupling]) -> int:
+  """The number of functions that cannot be in the loop: 0, or 2 if unit 0 is of another kind than the others.
+
+  Raises:
+    ValueError: other units differ, or have a coupling without an inverse.
+  """
+  kinds = [
+    (_configuration(function), _configuration(couplings[k % len(couplings)]))
+    for k, function in enumerate(functions)
+  ]
+  for k, function in list(enumerate(functions))[2:]:
+    if kinds[k] != kinds[2 + k % 2] or not couplings[k % len(couplings)].invertible:
       raise ValueError(
-        f"form 'while_loop' needs units that are alike, but {function_name(k, function)} is configured "
-        "otherwise than that of unit 0; use form 'unrolled'"
+        f"form 'while_loop' needs units after unit 0 that are alike and can be undone, but "
+        f"{function_name(k, function)} is not like that of unit 1, or its coupling has no inverse; use form "
+        "'unrolled'"
       )
+  alike = kinds[:2] == kinds[2:4] or not kinds[2:]
+  return 0 if alike and all(coupling.invertible for coupling in couplings) else 2
 
 
 def _loop(step: Callable, carried: Tensors, like: Entries, indices: range) -> tuple[Tensors, Entries]:

@@ -1,7 +1,7 @@
 """Layers as functions without side effects, which may be run a second time.
 
 For a layer's author: with `replayed`, an expensive part of a layer is computed in the first run only. With
-`keep_output`, the output of a layer within is kept where the chain's `kept_units` allow it.
+`keep_output`, the output of a layer within is kept where the chain's `kept_outputs` allow it.
 """
 
 import contextlib

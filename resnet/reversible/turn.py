@@ -11,7 +11,7 @@ import tensorflow as tf
 from resnet.reversible.coupling import Coupling
 from resnet.reversible.gate import after
 from resnet.reversible.grid import on_grid
-from resnet.reversible.replay import ACTIVATIONS, EVERYTHING, Kept, StatelessLayers, gated
+from resnet.reversible.replay import EVERYTHING, Kept, StatelessLayers, gated
 
 Streams = list[tf.Tensor]  # x1 and x2, and the sum of the couplings' log_det [N] so far where it is wanted
 
@@ -44,8 +44,9 @@ class Turn:
     coupling: its coupling.
     call: what the chain was called with.
     grid_bits: if given, the function's output is rounded to multiples of 2 ** -grid_bits.
-    keep: the kinds of tensors that the first run keeps, see replay.py. With activations it keeps the stream
-      that it changes, too, which then needs no rebuilding. With everything there is no second run.
+    keep: the kinds of tensors that the first run keeps, see replay.py. With everything there is no second run.
+    keeps_stream: whether it keeps the stream that it changes, too, which then needs no rebuilding. It does so
+      in any case if the coupling has no inverse.
 
   Attributes:
     weights, state, state_variables: of the layer and the coupling, see `StatelessLayers`.
@@ -59,11 +60,13 @@ class Turn:
     call: "Call",
     grid_bits: int | None,
     keep: Collection[str],
+    keeps_stream: bool,
   ):
     self.name = function_name(k, layer)
     self._target, self._source = k % 2, 1 - k % 2
     self._layer, self._coupling, self._call, self._grid_bits = layer, coupling, call, grid_bits
     self._keep = keep
+    self._keeps_stream = keeps_stream or not coupling.invertible
     self._stateless = StatelessLayers([layer, coupling], self.name, keep)
     self.weights, self.state = self._stateless.weights, self._stateless.state
     self.state_variables = self._stateless.state_variables
@@ -84,7 +87,7 @@ class Turn:
     else:
       parts, updates, record.kept = self._parts(streams, weights, state, context)
       outputs = self._couple(streams, weights, state, parts)
-    if EVERYTHING in self._keep or ACTIVATIONS in self._keep:
+    if self._keeps_stream:
       record.before = streams[self._target]
     streams[self._target], *log_det = outputs
     streams[2:] = [total + here for total, here in zip(streams[2:], log_det, strict=True)]
@@ -148,12 +151,14 @@ class Turn:
   def _parts(self, streams, weights, state, context, kept=None):
     """(the function's output, as parts for the coupling; the state that it changes; what it keeps)."""
     target = streams[self._target]
+    # In the second run the stream is the one after the turn.
+    shape = target.shape if kept else self._coupling.changed_shape(tuple(target.shape))
 
     def call(source, arguments):
       change = self._layer(source, **arguments)
       parts = [on_grid(tf.cast(part, target.dtype), self._grid_bits) for part in self._coupling.parts(change)]
       for part in parts:
-        require_shape(self.name, part.shape, target.shape)
+        require_shape(self.name, part.shape, shape)
       return parts
 
     arguments = self._call.arguments_of(self._layer, self._source, context)
@@ -164,6 +169,8 @@ class Turn:
 
     def call(x, *parts):
       y = self._coupling.couple(x, *parts)
+      if not self._coupling.invertible:
+        y = on_grid(y, self._grid_bits)
       return [y, self._coupling.log_det(x, *parts)] if streams[2:] else [y]
 
     return self._stateless.run(call, weights, state, streams[self._target], *parts, kept=Kept())[0]

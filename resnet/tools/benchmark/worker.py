@@ -31,19 +31,20 @@ class RecomputedRevNet(RevNet):
 
   def _build_stages(self, shape):
     shape = super()._build_stages(shape)
-    # A unit of the chain on its own, by ordinary backpropagation, for `recompute`.
+    # Each unit on its own, by ordinary backpropagation, for `recompute`.
     self.units = [
-      [first, *(ReversibleChain([(unit.f, unit.g)], manual_gradients=False) for unit in units)]
-      for first, *units in self.stages
+      ReversibleChain([(unit.f, unit.g)], manual_gradients=False, coupling=unit.couplings())
+      for unit in itertools.chain(*self.stages)
     ]
-    for chain, (_, *units) in zip(self.chains, self.units, strict=True):
-      for unit in units:
-        unit.build(chain.get_build_config()["input_shape"])
+    streams = self.reversible_chains[0].get_build_config()["input_shape"]
+    for unit in self.units:
+      unit.build(streams)
+      streams = unit.compute_output_shape(streams)
     return shape
 
   def _run_stages(self, images, training):
     streams = tf.split(recompute(self.stem, images, training), 2, axis=-1)
-    for unit in itertools.chain(*self.units):
+    for unit in self.units:
       streams = recompute(unit, streams, training)
     return tf.concat(streams, axis=-1)
 
