@@ -8,7 +8,7 @@
 
 The steps come in the order of the time that a kept byte saves: see `_worth`. Within a stage they go from the
 last unit to the first, since what the last units keep is freed soonest. "all" is 3 U: nothing is computed
-again. "auto" is the largest setting that needs no more memory than 0 does.
+again. "auto" is the largest setting that needs no more than `AUTO` times the memory of 0.
 """
 
 import dataclasses
@@ -22,6 +22,9 @@ from resnet.utils.quantities import show_bytes
 KINDS = ("streams", "outputs", "everything")
 # What moving a byte between memory and processor costs, in multiplications. It ranks what is kept, no more.
 MULTIPLICATIONS_OF_A_BYTE = 10
+
+
+AUTO = 1.5
 
 
 @dataclasses.dataclass
@@ -44,6 +47,14 @@ def kept_of_stages(config: Config, dial: int | None = None) -> list[Kept]:
   return counts
 
 
+def may_overlap(stage: int) -> bool:
+  """Whether F may run again while the gradients of G are taken, in the units of a stage (from 0).
+
+  Memory peaks in the first stage, whose maps are large enough to keep a device busy with one operation.
+  """
+  return stage > 0
+
+
 def describe(config: Config, images: int) -> str:
   """What is kept of the forward pass, and what memory that takes for so many images, in words."""
   stages, total = kept_of_stages(config), sum(config.num_residual_units)
@@ -64,7 +75,7 @@ def most(config: Config) -> int:
 def dial_of(config: Config) -> int:
   """`config.kept_units` as a number."""
   if config.kept_units == "auto":
-    return largest_dial(config, activation_bytes(config, 0)) if config.chain != "while_loop" else 0
+    return largest_dial(config, AUTO * activation_bytes(config, 0)) if config.chain != "while_loop" else 0
   return most(config) if config.kept_units == "all" else int(config.kept_units)
 
 
@@ -106,7 +117,8 @@ def activation_bytes(config: Config, dial: int) -> int:
   stages = kept_of_stages(config, dial)
   stem = stages[0].everything == config.num_residual_units[0]
   peak = kept = _stem_bytes(config) if stem else _image_bytes(config)
-  for unit, of_stage, count in zip(_units(config), stages, config.num_residual_units, strict=True):
+  for stage, (unit, of_stage, count) in enumerate(zip(_units(config), stages, config.num_residual_units)):
+    together = 2 if may_overlap(stage) else 1  # functions of a unit whose activations are there at once
     for from_last in range(count, 0, -1):
       stores, keeps = from_last <= of_stage.everything, from_last <= of_stage.outputs
       changes = from_last == count and unit.inputs
@@ -115,7 +127,7 @@ def activation_bytes(config: Config, dial: int) -> int:
       kept += unit.normalised if stores else 0
       # A unit that is run again makes its activations again, but those kept.
       again = 0 if stores else unit.normalised + (0 if keeps else unit.outputs)
-      peak = max(peak, kept + unit.working + again)
+      peak = max(peak, kept + unit.working + together * again // 2)
   return peak
 
 
@@ -129,7 +141,7 @@ class _Unit:
     streams: those before any other unit.
     outputs: of the convolutions but the last of F and of G.
     normalised: the inputs of the convolutions.
-    working: in the backward pass, the streams after the unit, their gradients, and gradients within F or G.
+    working: in the backward pass, the streams and their gradients, and gradients within F or G.
     multiplications: by the kind of what is kept, those that need not be done again.
   """
 
@@ -180,7 +192,7 @@ def _units(config: Config) -> list[_Unit]:
         streams=2 * stream,
         outputs=2 * inner * values * half,
         normalised=2 * (channels + inner) * values * half,
-        working=6 * stream,
+        working=5 * stream + 2 * inner * values * half,
         multiplications={"streams": 2 * last_products * values, "outputs": 2 * inner_products * values},
       )
     )

@@ -17,8 +17,8 @@ What makes this exact, and small:
   dropout) is read once before the forward pass, so that the second run sees what the first one saw, and
   written once, after it. What a layer keeps of its first run (`replayed`) is handed to its second.
 - The backward pass is gated, see gate.py: in a graph nothing else would keep all units from being rebuilt
-  before the first gradient is taken, which would hold every activation after all. A unit is rebuilt when the
-  gradients of the one after it are done; within a unit the rebuild of F and the gradients of G may overlap.
+  before the first gradient is taken, which would hold every activation after all. A function runs again when
+  the gradients of the one after it are done.
 - Streams are float32 at least, whatever F and G compute in: a sum rounded to bfloat16 cannot be undone.
 
 Costs: one more forward pass of every function, less what its layers keep.
@@ -77,6 +77,8 @@ class ReversibleChain(keras.layers.Layer):
       "unrolled" only.
     stored_units: the number of last units that store all activations, as ordinary backpropagation does, and do
       not run again: the least time, the most memory. "unrolled" only.
+    overlap: whether within a unit the second run of F may overlap the gradients of G. This needs more memory,
+      and less time where single operations are too small to keep the device busy.
 
   Call arguments:
     inputs: (x1, x2), the two streams, float; usually [N, H, W, C] each. Streams narrower than float32, or
@@ -115,6 +117,7 @@ class ReversibleChain(keras.layers.Layer):
     kept_streams: int = 0,
     kept_outputs: int = 0,
     stored_units: int = 0,
+    overlap: bool = False,
     **kwargs,
   ):
     super().__init__(autocast=False, **kwargs)
@@ -145,6 +148,7 @@ class ReversibleChain(keras.layers.Layer):
     self.kept_streams = kept_streams
     self.kept_outputs = kept_outputs
     self.stored_units = stored_units
+    self.overlap = overlap
     self._coupling_configs = [keras.saving.serialize_keras_object(one) for one in couplings]
     if len(couplings) != len(self.functions):
       couplings = [_copy(couplings[k % 2], f"coupling_{k}") for k in range(len(self.functions))]
@@ -232,7 +236,7 @@ class ReversibleChain(keras.layers.Layer):
     call.require_taken(self.name, self.call_arguments)
     dtype = stream_dtype(streams, self.variable_dtype)
     turns = [
-      Turn(k, function, coupling, call, self.grid_bits, *self._keep(k // 2))
+      Turn(k, function, coupling, call, self.grid_bits, *self._keep(k // 2), self.overlap and k % 2 == 0)
       for k, (function, coupling) in enumerate(zip(self.functions, self.couplings, strict=True))
     ]
     return turns, [tf.cast(stream, dtype) for stream in streams], call.context
@@ -297,6 +301,7 @@ class ReversibleChain(keras.layers.Layer):
       "kept_streams": self.kept_streams,
       "kept_outputs": self.kept_outputs,
       "stored_units": self.stored_units,
+      "overlap": self.overlap,
     }
 
   @classmethod

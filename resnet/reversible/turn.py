@@ -47,9 +47,11 @@ class Turn:
     keep: the kinds of tensors that the first run keeps, see replay.py. With everything there is no second run.
     keeps_stream: whether it keeps the stream that it changes, too, which then needs no rebuilding. It does so
       in any case if the coupling has no inverse.
+    overlaps: whether the second run may overlap the gradients of the turn after it.
 
   Attributes:
     weights, state, state_variables: of the layer and the coupling, see `StatelessLayers`.
+    waits: whether the second run waits for the gradients of the turn after it.
   """
 
   def __init__(
@@ -61,12 +63,14 @@ class Turn:
     grid_bits: int | None,
     keep: Collection[str],
     keeps_stream: bool,
+    overlaps: bool,
   ):
     self.name = function_name(k, layer)
     self._target, self._source = k % 2, 1 - k % 2
     self._layer, self._coupling, self._call, self._grid_bits = layer, coupling, call, grid_bits
     self._keep = keep
     self._keeps_stream = keeps_stream or not coupling.invertible
+    self.waits = not overlaps or not coupling.invertible
     self._stateless = StatelessLayers([layer, coupling], self.name, keep)
     self.weights, self.state = self._stateless.weights, self._stateless.state
     self.state_variables = self._stateless.state_variables

@@ -47,7 +47,8 @@ def undo(
     (x1, x2), and the gradients of (x1, x2), of the weights, and of context + variables. Each of the last is the
     sum over the turns, or None if no turn depends on the tensor.
   """
-  d_weights = []
+  gated: list[list[tf.Tensor]] = []
+  d_weights: list[list[tf.Tensor]] = []  # since the last gate
   d_shared: list[tf.Tensor | None] = [None] * (len(context) + len(variables))
   for k, turn in reversed(list(enumerate(turns))):
     streams, d_streams, d_weight, d_here = turn.undo(
@@ -55,10 +56,11 @@ def undo(
     )
     d_weights.append(d_weight)
     d_shared = [b if a is None else a if b is None else a + b for a, b in zip(d_shared, d_here, strict=True)]
-    if k % 2 == 0:  # All that comes before waits until the gradients of this unit are done.
-      done = (d_weights[-2:], [d for d in d_shared if d is not None])
+    if k == 0 or turns[k - 1].waits:  # All that comes before waits until the gradients so far are done.
+      done = (d_weights, [d for d in d_shared if d is not None])
       streams, d_streams = after((d_streams, *done), (streams, d_streams))
-  return streams, d_streams, d_weights[::-1], d_shared
+      gated, d_weights = [*gated, *d_weights], []
+  return streams, d_streams, gated[::-1], d_shared
 
 
 def rebuild(
