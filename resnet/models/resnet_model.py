@@ -71,7 +71,8 @@ class ResNet(keras.Model):
     x = self._run_stages(images, training)
     x = tf.cast(x, self.variable_dtype)
     x = tf.nn.relu(self.final_bn(x, training=training))
-    return self.logit(tf.reduce_mean(x, [1, 2]))
+    # Not reduce_mean, whose gradient divides a whole map.
+    return self.logit(tf.reduce_sum(x, [1, 2]) / (x.shape[1] * x.shape[2]))
 
   def _run_stages(self, images, training):
     """The stem and all stages: images -> the last stage's output [N, H', W', C']."""

@@ -24,7 +24,7 @@ KINDS = ("streams", "outputs", "everything")
 MULTIPLICATIONS_OF_A_BYTE = 10
 
 
-AUTO = 1.5
+AUTO = 1.65
 
 
 @dataclasses.dataclass
