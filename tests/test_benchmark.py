@@ -221,7 +221,7 @@ def test_cases():
     (["--batch=10,many"], "--batch must be whole numbers of at least 1, got '10,many'"),
     (["--units=-1"], "--units must be whole numbers of at least 0"),
     (["--rounds=0"], "--rounds"),
-    (["--kept_units=auto,55"], "kept_units must be auto, all, or a number from 0 to 54"),
+    (["--kept_units=auto,82"], "kept_units must be auto, all, or a number from 0 to 81"),
     (["--memory=much"], "--memory=much: it must be a number and one of kB, MB"),
     (["--output=/nowhere/out"], "--output is in /nowhere, which is not a folder"),
   ],

@@ -80,8 +80,8 @@ def test_an_unknown_model_is_refused_with_the_list_of_models():
     ({"lr_list": (0.1, -0.2)}, "got -0.2"),
     ({"wd": -1.0}, "wd must not be negative"),
     (
-      {"kept_units": "55"},
-      "kept_units must be auto, all, or a number from 0 to 18, twice the 9 units; got '55'",
+      {"kept_units": "82"},
+      "kept_units must be auto, all, or a number from 0 to 27, three for each of the 9 units; got '82'",
     ),
     ({"kept_units": "-1"}, "kept_units must be auto, all, or a number"),
     ({"kept_units": 3.5}, "kept_units must be a word, got 3.5"),

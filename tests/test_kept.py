@@ -19,20 +19,22 @@ from helpers import assert_close, values
 
 from resnet.reversible import Affine, Recompute, ReversibleChain, keep_output, recompute
 
-SETTINGS = [(0, 0), (2, 0), (3, 0), (3, 1), (1, 2), (0, 3)]  # kept_outputs, stored_units, of three
+# kept_streams, kept_outputs, stored_units, of three
+SETTINGS = [(0, 0, 0), (2, 0, 0), (0, 2, 0), (1, 3, 0), (3, 3, 1), (2, 1, 2), (0, 0, 3)]
 
 
-@pytest.mark.parametrize(("kept_outputs", "stored_units"), SETTINGS)
+@pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("function", [Counted, KeepsHidden])
 @pytest.mark.parametrize("run", [lambda f: f, tf.function], ids=["eager", "graph"])
-def test_gradients_and_updates_are_those_of_ordinary_backprop(run, function, kept_outputs, stored_units):
-  chain, streams = make_chain(function=function, kept_outputs=kept_outputs, stored_units=stored_units)
+def test_gradients_and_updates_are_those_of_ordinary_backprop(run, function, setting):
+  names = ("kept_streams", "kept_outputs", "stored_units")
+  chain, streams = make_chain(function=function, **dict(zip(names, setting)))
   assert_as_ordinary(chain, streams, run)
 
 
 @pytest.mark.parametrize("stored_units", [0, 1])
 def test_gradients_are_right_when_compiled_by_xla(stored_units):
-  chain, streams = make_chain(function=KeepsHidden, kept_outputs=2, stored_units=stored_units)
+  chain, streams = make_chain(function=KeepsHidden, kept_streams=2, kept_outputs=2, stored_units=stored_units)
   for function in chain.functions:  # XLA on the CPU has no kernel for dropout's stateful seed.
     function.hidden.parts = function.hidden.parts[:2]
   state = values(chain.non_trainable_variables)
@@ -50,7 +52,7 @@ def test_a_coupling_with_parameters_and_the_determinant(stored_units):
     coupling=Affine(),
     log_det=True,
     dtype="float64",
-    kept_outputs=2,
+    kept_streams=2,
     stored_units=stored_units,
   )
   chain.build([(None, 4), (None, 4)])
@@ -80,7 +82,7 @@ def test_shared_layers_arguments_and_variables_from_outside():
   outside, time = tf.Variable(0.5, dtype=tf.float64), tf.constant(0.7, tf.float64)
   chain, streams = make_chain(1, 4, 4, function=KeepsHidden)
   timed = [[Timed(inner, outside) for inner in chain.functions] for _ in range(3)]
-  chain = ReversibleChain(timed, kept_outputs=2, stored_units=1, dtype="float64")
+  chain = ReversibleChain(timed, kept_streams=2, kept_outputs=2, stored_units=1, dtype="float64")
   chain.build([(None, 4), (None, 4)])
   state = values(chain.non_trainable_variables)
   found = []
@@ -102,7 +104,7 @@ def test_shared_layers_arguments_and_variables_from_outside():
 
 
 def test_what_is_kept_is_not_computed_again_and_what_is_stored_not_run_again():
-  chain, streams = make_chain(4, function=KeepsHidden, kept_outputs=3, stored_units=1)
+  chain, streams = make_chain(4, function=KeepsHidden, kept_streams=3, kept_outputs=3, stored_units=1)
   graph, _ = traced_gradients(chain, streams)
   kinds = [op.type for op in run_ops(graph)]
   # The sine makes the output that rebuilds a stream: it runs again in the first unit alone, and there in G
@@ -112,9 +114,9 @@ def test_what_is_kept_is_not_computed_again_and_what_is_stored_not_run_again():
 
 
 @pytest.mark.parametrize("function", [Counted, KeepsHidden])
-def test_a_second_run_waits_for_the_weight_gradients_of_all_later_units(function):
+def test_a_second_run_waits_for_the_weight_gradients_of_all_later_functions(function):
   """This bounds the peak, whichever op a scheduler takes first."""
-  chain, streams = make_chain(4, function=function, kept_outputs=3, stored_units=1)
+  chain, streams = make_chain(4, function=function, kept_streams=3, kept_outputs=3, stored_units=1)
   graph, d_weights = traced_gradients(chain, streams)
   # From the last function to the first: the second runs of the rebuilt and the kept, and the gradients of all.
   again = [op for op in graph.get_operations() if op.type == "Tanh"][len(chain.functions) :]
@@ -122,11 +124,10 @@ def test_a_second_run_waits_for_the_weight_gradients_of_all_later_units(function
   assert (len(again), len(of_outputs)) == (6, 8 if function is KeepsHidden else 0)
   for k, op in enumerate(reversed(again)):
     done = ancestors(op)
-    unit = k // 2
-    assert set().union(*d_weights[2 * unit + 2 :]) <= done, f"function {k} runs again too early"
-    assert not set().union(*d_weights[: 2 * unit + 1]) & done
+    assert set().union(*d_weights[k + 1 :]) <= done, f"function {k} runs again too early"
+    assert not set().union(*d_weights[:k]) & done
     if function is KeepsHidden:  # Where its output is kept, a layer waits for the gradient of the output, too.
-      assert (of_outputs[::-1][k] in done) == (unit > 0)
+      assert (of_outputs[::-1][k] in done) == (k >= 2)
 
 
 def test_what_comes_before_a_recomputed_layer_waits_for_its_weight_gradients():

@@ -11,7 +11,16 @@ from chains import run_ops
 from helpers import assert_close, copy_of, make_batch, make_model, values
 
 from resnet.configs import get_config
-from resnet.models.storage import activation_bytes, describe, dial_of, fit_memory, kept_and_stored
+from resnet.models.storage import (
+  AUTO,
+  Kept,
+  activation_bytes,
+  describe,
+  dial_of,
+  fit_memory,
+  kept_of_stages,
+  most,
+)
 from resnet.training.step import loss_and_gradients
 from resnet.utils.errors import UserError
 
@@ -23,34 +32,34 @@ def with_dial(name, dial, **fields):
   return dataclasses.replace(get_config(name), kept_units=str(dial), **fields)
 
 
+# The steps are: streams of the last stage, of the first, outputs of the last; its everything, that of the first.
 @pytest.mark.parametrize(
   ("dial", "expected"),
   [
-    (0, [(0, 0), (0, 0)]),
-    (3, [(0, 0), (3, 0)]),
-    (6, [(2, 0), (4, 0)]),
-    (9, [(5, 0), (4, 0)]),
-    (12, [(5, 0), (4, 3)]),
-    (15, [(5, 2), (4, 4)]),
-    ("all", [(5, 5), (4, 4)]),
+    (0, [Kept(), Kept()]),
+    (3, [Kept(), Kept(streams=3)]),
+    (6, [Kept(streams=2), Kept(streams=4)]),
+    (12, [Kept(streams=5), Kept(streams=4, outputs=3)]),
+    (17, [Kept(streams=5), Kept(4, 4, everything=4)]),
+    (20, [Kept(streams=5, everything=3), Kept(4, 4, 4)]),
+    ("all", [Kept(5, 5, 5), Kept(4, 4, 4)]),
   ],
 )
-def test_the_last_units_are_kept_first_and_then_stored(dial, expected):
+def test_the_units_that_save_most_are_kept_first(dial, expected):
   config = with_dial("revnet-test", dial, num_residual_units=(5, 4))
-  assert kept_and_stored(config) == expected
-  chains = make_model("revnet-test", num_residual_units=(5, 4), kept_units=str(dial)).chains
-  assert [chain.kept_units for chain in chains] == [min(kept, n - 1) for (kept, _), n in zip(expected, (5, 4))]
-  assert [chain.stored_units for chain in chains] == [
-    min(stored, n - 1) for (_, stored), n in zip(expected, (5, 4))
-  ]
+  assert kept_of_stages(config) == expected
+  chains = make_model("revnet-test", num_residual_units=(5, 4), kept_units=str(dial)).reversible_chains
+  assert [Kept(chain.kept_streams, chain.kept_outputs, chain.stored_units) for chain in chains] == expected
+  assert [chain.overlap for chain in chains] == [False, True]
 
 
-# Convolutions that run again although all units keep theirs: the stem's, and in each stage of bottlenecks the
-# projection that y1 of the first unit is made of.
-@pytest.mark.parametrize(("name", "always"), [("revnet-test", [1] * 5), ("revnet-btl-test", [3, 3, 2, 2, 2])])
-def test_every_setting_has_the_gradients_of_ordinary_backprop_and_fewer_convolutions_the_more_it_keeps(
-  name, always
-):
+def test_bottlenecks_keep_their_narrow_outputs_first():
+  kept = kept_of_stages(with_dial("revnet-104", 15))
+  assert kept == [Kept(), Kept(outputs=2), Kept(outputs=11), Kept(outputs=2)]
+
+
+@pytest.mark.parametrize("name", ["revnet-test", "revnet-btl-test"])
+def test_every_setting_has_the_gradients_of_ordinary_backprop_and_the_more_it_keeps_runs_less_again(name):
   model = make_model(name, "float64", num_residual_units=(3, 2))
   images, labels = make_batch(model, 4)
   state = values(model.non_trainable_variables)
@@ -65,14 +74,14 @@ def test_every_setting_has_the_gradients_of_ordinary_backprop_and_fewer_convolut
 
   expected, moved, forward = step(copy_of(model, manual_gradients=False))
   counts = []
-  for dial in [*range(11), "auto"]:
+  for dial in [*range(16), "auto"]:
     gradients, statistics, convolutions = step(copy_of(model, kept_units=str(dial)))
     assert_close(gradients, expected, 1e-10)
     assert_close(statistics, moved, 1e-10)
     counts.append(convolutions - forward)
-  *again, _ = counts
-  assert all(later < sooner for sooner, later in itertools.pairwise(again[:6]))
-  assert again[5:] == [*always, 0]
+  *again, auto = counts
+  assert all(later <= sooner for sooner, later in itertools.pairwise(again))
+  assert again[0] > auto > again[-1] == 0
 
 
 def test_the_estimate_of_memory_is_within_15_percent_of_what_was_measured():
@@ -84,14 +93,13 @@ def test_the_estimate_of_memory_is_within_15_percent_of_what_was_measured():
 
 @pytest.mark.parametrize("name", ["revnet-38", "revnet-110", "revnet-164", "revnet-56", "revnet-104"])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_auto_needs_no_more_memory_than_nothing_kept_and_each_unit_more_needs_more(name, dtype):
+def test_auto_needs_little_more_memory_than_nothing_kept_and_each_step_more_needs_more(name, dtype):
   config = dataclasses.replace(get_config(name), dtype=dtype)
-  total = sum(config.num_residual_units)
-  sizes = [activation_bytes(config, dial) for dial in range(2 * total + 1)]
+  sizes = [activation_bytes(config, dial) for dial in range(most(config) + 1)]
   assert sizes == sorted(sizes)
   auto = dial_of(config)
-  assert 0 < auto < total
-  assert sizes[auto] == sizes[0] < sizes[auto + 1]
+  assert 0 < auto < most(config)
+  assert sizes[auto] <= AUTO * sizes[0] < sizes[auto + 1]
   assert dial_of(dataclasses.replace(config, chain="while_loop")) == 0
 
 
@@ -102,15 +110,15 @@ def test_memory_does_not_grow_with_depth():
       with_dial("revnet-110", "auto", num_residual_units=(units,) * 3) for units in (3, 9, 18, 100)
     )
   ]
-  assert len(set(sizes)) == 1
+  assert max(sizes) <= 1.1 * min(sizes)
 
 
-@pytest.mark.parametrize("budget", [1.1e8, 2.5e8, 6e8, 1e12])
+@pytest.mark.parametrize("budget", [8e7, 1.1e8, 2.5e8, 6e8, 1e12])
 def test_as_much_is_kept_as_fits(budget):
   config = fit_memory(get_config("revnet-110"), budget, images=100)
   dial = int(config.kept_units)
   assert 100 * activation_bytes(config, dial) <= budget
-  assert dial == 54 or 100 * activation_bytes(config, dial + 1) > budget
+  assert dial == most(config) or 100 * activation_bytes(config, dial + 1) > budget
   assert dataclasses.replace(config, kept_units="auto") == get_config("revnet-110")
 
 
@@ -120,7 +128,7 @@ def test_as_much_is_kept_as_fits(budget):
     (
       "revnet-110",
       {},
-      "--activation_memory must be at least 107 MB, which 100 images of revnet-110 .* got 10 MB",
+      "--activation_memory must be at least 67 MB, which 100 images of revnet-110 .* got 10 MB",
     ),
     ("resnet-110", {}, "needs a RevNet that can choose .* resnet-110: without manual_gradients all is stored"),
     ("revnet-110", {"chain": "while_loop"}, "revnet-110: chain while_loop keeps nothing"),
@@ -134,8 +142,8 @@ def test_memory_that_cannot_be_kept_to_is_refused(name, fields, message):
 @pytest.mark.parametrize(
   ("dial", "words"),
   [
-    ("5", "5 of 9 units keep their convolutions' outputs: about 106 MB of activations for the 100 images"),
-    ("12", "9 of 9 units keep their convolutions' outputs, 3 of them everything: about 195 MB"),
+    ("5", "of 9 units 3 keep their streams, 2 their convolutions' outputs, 0 everything: about 67 MB"),
+    ("21", "of 9 units 9 keep their streams, 9 their convolutions' outputs, 3 everything: about 174 MB"),
   ],
 )
 def test_what_is_kept_in_words(dial, words):

@@ -26,13 +26,12 @@ Costs: one more forward pass of every function, less what its layers keep.
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import tensorflow as tf
 
 from resnet.reversible.checks import build_layer, refuse_streams, require_pairs, require_streams, stream_dtype
-from resnet.reversible.coupling import Additive, Coupling
+from resnet.reversible.coupling import Coupling, couplings_of
 from resnet.reversible.gate import activations_are_stored, after, without_storing
 from resnet.reversible.grid import on_grid
 from resnet.reversible.loop import count_before_loop, run_loop, stack, undo_loop, unstack
@@ -71,12 +70,9 @@ class ReversibleChain(keras.layers.Layer):
       the last bit, at any depth and whatever dtype F and G compute in, on two conditions: streams stay below
       2 ** (24 - grid_bits) in float32, and the second run of F and G repeats the first to the bit
       (deterministic kernels). `reconstruction_error` tells whether they hold. 14 suits activations of size 1.
-    kept_streams: the number of last units that keep their streams, which then need not be rebuilt: less time,
-      more memory. "unrolled" only.
-    kept_outputs: the number of last units that keep the outputs that their layers offer (`keep_output`).
-      "unrolled" only.
-    stored_units: the number of last units that store all activations, as ordinary backpropagation does, and do
-      not run again: the least time, the most memory. "unrolled" only.
+    kept_streams, kept_outputs, stored_units: how many last units keep their streams, which then need not be
+      rebuilt; keep the outputs that their layers offer (`keep_output`); store all activations, as ordinary
+      backpropagation does, and do not run again. Less time for more memory, in the form "unrolled".
     overlap: whether within a unit the second run of F may overlap the gradients of G. This needs more memory,
       and less time where single operations are too small to keep the device busy.
 
@@ -126,21 +122,21 @@ class ReversibleChain(keras.layers.Layer):
     require_pairs(pairs)
     if form not in FORMS:
       raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
-    couplings = _couplings(coupling, 2 * len(pairs))
+    self.couplings = couplings_of(coupling, 2 * len(pairs))
     if grid_bits is not None:
       if not 0 <= grid_bits < 24:
         raise ValueError(f"grid_bits must be in [0, 24), since float32 has 24 bits; got {grid_bits!r}")
-      for inexact in (one for one in couplings if one.invertible and not one.exact):
+      for inexact in (one for one in self.couplings if one.invertible and not one.exact):
         raise ValueError(f"grid_bits needs a coupling that adds or negates alone, got {type(inexact).__name__}")
-    dial = {"kept_streams": kept_streams, "kept_outputs": kept_outputs, "stored_units": stored_units}
-    for name, units in dial.items():
+    kept = {"kept_streams": kept_streams, "kept_outputs": kept_outputs, "stored_units": stored_units}
+    for name, units in kept.items():
       if not 0 <= units <= len(pairs):
         raise ValueError(f"{name} must be in [0, {len(pairs)}], as there are units; got {units!r}")
       if units and form == "while_loop":
         raise ValueError(f"{name} must be 0 with form 'while_loop', which keeps nothing; got {units}")
     self.functions = [function for pair in pairs for function in pair]
     # The number of functions that come before the loop.
-    self._before_loop = count_before_loop(self.functions, couplings) if form == "while_loop" else 0
+    self._before_loop = count_before_loop(self.functions, self.couplings) if form == "while_loop" else 0
     self.manual_gradients = manual_gradients
     self.form = form
     self.log_det = log_det
@@ -149,10 +145,6 @@ class ReversibleChain(keras.layers.Layer):
     self.kept_outputs = kept_outputs
     self.stored_units = stored_units
     self.overlap = overlap
-    self._coupling_configs = [keras.saving.serialize_keras_object(one) for one in couplings]
-    if len(couplings) != len(self.functions):
-      couplings = [_copy(couplings[k % 2], f"coupling_{k}") for k in range(len(self.functions))]
-    self.couplings = list(couplings)
 
   @property
   def call_arguments(self) -> set[str]:
@@ -193,16 +185,11 @@ class ReversibleChain(keras.layers.Layer):
     """The inputs that give `outputs`, rebuilt. Assigns nothing.
 
     Takes the arguments of the call that it undoes. What layers keep is computed again. Functions that draw
-    random numbers draw others than they did.
-
-    Raises:
-      ValueError: a coupling has no inverse.
+    random numbers draw others than they did. A coupling that has no inverse is refused by a ValueError.
     """
-    for k, coupling in enumerate(self.couplings):
+    for coupling in self.couplings:
       if not coupling.invertible:
-        name = function_name(k, self.functions[k])
-        kind = type(coupling).__name__
-        raise ValueError(f"{self.name} has no inverse: {name} changes its stream by a {kind}")
+        raise ValueError(f"{self.name} has no inverse, since its {type(coupling).__name__} has none")
     turns, streams, context = self._prepare(outputs, training, mask, kwargs)
     records = [Record(turn.state()) for turn in turns]
     return tuple(rebuild(turns, streams, [turn.weights() for turn in turns], records, context, inverts=True))
@@ -295,7 +282,7 @@ class ReversibleChain(keras.layers.Layer):
       "pairs": list(zip(functions[::2], functions[1::2])),
       "manual_gradients": self.manual_gradients,
       "form": self.form,
-      "coupling": list(self._coupling_configs),
+      "coupling": [keras.saving.serialize_keras_object(coupling) for coupling in self.couplings],
       "log_det": self.log_det,
       "grid_bits": self.grid_bits,
       "kept_streams": self.kept_streams,
@@ -310,20 +297,3 @@ class ReversibleChain(keras.layers.Layer):
     # Models of version 0.1 name no coupling.
     coupling = [keras.saving.deserialize_keras_object(one) for one in config.pop("coupling", ())] or None
     return cls(pairs, coupling=coupling, **config)
-
-
-def _couplings(coupling: Any, functions: int) -> Sequence[Coupling]:
-  if coupling is None:
-    coupling = Additive()
-  couplings = [coupling, coupling] if isinstance(coupling, Coupling) else coupling
-  is_list = isinstance(couplings, list | tuple) and len(couplings) in (2, functions)
-  if not is_list or not all(isinstance(one, Coupling) for one in couplings):
-    raise ValueError(
-      f"coupling must be a Coupling, or two, for the Fs and for the Gs, or one for each of the {functions} "
-      f"functions; got {coupling!r}"
-    )
-  return couplings
-
-
-def _copy(coupling: Coupling, name: str) -> Coupling:
-  return type(coupling).from_config({**coupling.get_config(), "name": name})

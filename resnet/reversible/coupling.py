@@ -4,6 +4,8 @@ Each coupling stands with its equations. To add one, write a class like these: w
 whose gradients TensorFlow finds, and if it has variables, `build` and `get_config` as in any Keras layer.
 """
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -190,6 +192,29 @@ class Affine(Coupling):
 
   def get_config(self):
     return {**super().get_config(), "bound": self.bound}
+
+
+def couplings_of(coupling: Any, functions: int) -> list[Coupling]:
+  """The couplings of a chain's functions, from what a user gave for them, see `ReversibleChain`.
+
+  Raises:
+    ValueError: it is none of these.
+  """
+  if coupling is None:
+    coupling = Additive()
+  given = [coupling, coupling] if isinstance(coupling, Coupling) else coupling
+  is_list = isinstance(given, list | tuple) and len(given) in (2, functions)
+  if not is_list or not all(isinstance(one, Coupling) for one in given):
+    raise ValueError(
+      f"coupling must be a Coupling, or two, for the Fs and for the Gs, or one for each of the {functions} "
+      f"functions; got {coupling!r}"
+    )
+  if len(given) == functions:
+    return list(given)
+  return [
+    type(given[k % 2]).from_config({**given[k % 2].get_config(), "name": f"coupling_{k}"})
+    for k in range(functions)
+  ]
 
 
 def _sum_of_each(x: tf.Tensor) -> tf.Tensor:

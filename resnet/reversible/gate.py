@@ -43,6 +43,8 @@ def after(done: Tensors, tensors: Tensors) -> Tensors:
     gated = optimization_barrier([*flat, *done])[: len(flat)]
   else:
     with tf.control_dependencies(done):
+      gate = tf.no_op()  # One op that waits for all spares an edge for each of them to each of the others.
+    with tf.control_dependencies([gate]):
       gated = [tf.identity(tensor) for tensor in flat]
   return tf.nest.pack_sequence_as(tensors, gated)
 
@@ -68,21 +70,25 @@ def without_storing(
     NotImplementedError: the gradients that `backward` gives are differentiated in turn.
   """
   link = _link(rebuilt, held)
+  updates: Tensors = (
+    None  # Not among the results of `run`, for each of which there are ops in the backward pass.
+  )
 
   @tf.custom_gradient
   def run(rebuilt, held):
+    nonlocal updates
     outputs, updates, records = forward(*_unrecorded((rebuilt, held)))
 
     def gradient(*upstream, variables=()):
-      d_outputs = tf.nest.pack_sequence_as(outputs, upstream[: len(tf.nest.flatten(outputs))])
+      d_outputs = tf.nest.pack_sequence_as(outputs, upstream)
       d_rebuilt, d_held, d_variables = _first_order(
         name, link, backward(outputs, d_outputs, held, records, variables)
       )
       return ((d_rebuilt, d_held), d_variables) if variables else (d_rebuilt, d_held)
 
-    return (outputs, updates), gradient
+    return outputs, gradient
 
-  return run(rebuilt, held)
+  return run(rebuilt, held), updates
 
 
 def _unrecorded(tensors: Tensors) -> Tensors:

@@ -77,8 +77,6 @@ def stack(values: list[list[tf.Tensor]], first: int) -> list[list[tf.Tensor]]:
 def unstack(turns: list[Turn], updates: Entries, first: int) -> Updates:
   """The updates of `run_loop` in the form of `run`'s.
 
-  To be called outside the custom gradient, whose number of ops grows with that of its outputs.
-
   Raises:
     ValueError: units share a layer whose state changes.
   """
@@ -104,12 +102,9 @@ def count_before_loop(functions: list[keras.layers.Layer], couplings: Sequence[C
   Raises:
     ValueError: other units differ, or have a coupling without an inverse.
   """
-  kinds = [
-    (_configuration(function), _configuration(couplings[k % len(couplings)]))
-    for k, function in enumerate(functions)
-  ]
+  kinds = [(_configuration(function), _configuration(couplings[k])) for k, function in enumerate(functions)]
   for k, function in list(enumerate(functions))[2:]:
-    if kinds[k] != kinds[2 + k % 2] or not couplings[k % len(couplings)].invertible:
+    if kinds[k] != kinds[2 + k % 2] or not couplings[k].invertible:
       raise ValueError(
         f"form 'while_loop' needs units after unit 0 that are alike and can be undone, but "
         f"{function_name(k, function)} is not like that of unit 1, or its coupling has no inverse; use form "
