@@ -175,7 +175,7 @@ def _units(config: Config) -> list[_Unit]:
   half = 2 if config.dtype.startswith("mixed") else number  # in F and G
   height, width = (stem_size(config, size) for size in (config.height, config.width))
   before = config.filters[0] * height * width * number
-  units = []
+  units: list[_Unit] = []
   previous, *following = config.unit_filters
   for stride, filters in zip(config.strides, following, strict=True):
     height, width = math.ceil(height / stride), math.ceil(width / stride)

@@ -1,7 +1,7 @@
 """Time and memory of training steps, by the way in which gradients are computed.
 
 python -m resnet.tools.benchmark --model revnet-110 --batch 100,300 --units 3,9,18 --output benchmark
-python -m resnet.tools.benchmark --mode ordinary,recompute,unrolled --batch 100,300 --kept_units 0,auto,18,all
+python -m resnet.tools.benchmark --mode ordinary,recompute,unrolled --batch 100,300 --kept_units 0,auto,38,all
 python -m resnet.tools.benchmark --model revnet-104 --mode ordinary,unrolled --memory 4GB
 
 - ordinary: backpropagation that stores all activations.
