@@ -22,8 +22,7 @@ from resnet.utils.quantities import show_bytes
 KINDS = ("streams", "outputs", "everything")
 # What moving a byte between memory and processor costs, in multiplications. It ranks what is kept, no more.
 MULTIPLICATIONS_OF_A_BYTE = 10
-
-
+# "auto" takes up to so many times the least memory: what is kept first saves the most time.
 AUTO = 1.65
 
 

@@ -70,9 +70,8 @@ def without_storing(
     NotImplementedError: the gradients that `backward` gives are differentiated in turn.
   """
   link = _link(rebuilt, held)
-  updates: Tensors = (
-    None  # Not among the results of `run`, for each of which there are ops in the backward pass.
-  )
+  # Not among the results of `run`: for each of these the backward pass has ops.
+  updates: Tensors = None
 
   @tf.custom_gradient
   def run(rebuilt, held):
