@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import random
 import signal
 import subprocess
 import sys
@@ -143,6 +144,18 @@ def test_the_largest_batch_is_found_in_few_trials(bytes_per_image, hidden):
   true = hidden + int(3.5e9 / bytes_per_image)
   assert 0.98 * true - 1 <= found <= true
   assert len(trials) == len(set(trials)) <= 14, trials
+
+
+@pytest.mark.parametrize("seed", [33, 193])
+def test_the_search_does_not_creep_where_the_peak_grows_unevenly(seed):
+  trials = []
+
+  def peak_of(batch):
+    trials.append(batch)
+    return 8e8 + 8e5 * batch + random.Random(seed * 100003 + batch).uniform(-2e7, 2e7)
+
+  assert largest_batch(peak_of, 2e9) == pytest.approx(1500, rel=0.03)
+  assert len(trials) <= 14, trials
 
 
 def test_no_batch_fits():

@@ -80,7 +80,10 @@ def largest_batch(peak_of: Callable[[int], float | None], memory: float) -> int:
       # Rather just below, then just above, where the line through the last two meets the memory.
       slope = (fits[1] - previous[1]) / (fits[0] - previous[0])
       meets = fits[0] + (memory - fits[1]) / slope
-      inside = [near for near in (int(0.995 * meets), int(1.01 * meets)) if fits[0] < near < too_large]
+      # At least by the precision: peaks have steps, next to which the line would creep.
+      least = int(max(1, PRECISION * fits[0])) + fits[0]
+      nears = (max(int(factor * meets), least) for factor in (0.995, 1.01))
+      inside = [near for near in nears if near < too_large]
       batch = next(iter(inside), batch)
   return fits[0]
 
