@@ -19,7 +19,6 @@ from resnet.models.storage import (
   dial_of,
   fit_memory,
   kept_of_stages,
-  most,
 )
 from resnet.training.step import loss_and_gradients
 from resnet.utils.errors import UserError
@@ -95,10 +94,10 @@ def test_the_estimate_of_memory_is_within_15_percent_of_what_was_measured():
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_auto_needs_little_more_memory_than_nothing_kept_and_each_step_more_needs_more(name, dtype):
   config = dataclasses.replace(get_config(name), dtype=dtype)
-  sizes = [activation_bytes(config, dial) for dial in range(most(config) + 1)]
+  sizes = [activation_bytes(config, dial) for dial in range(config.most_kept_units + 1)]
   assert sizes == sorted(sizes)
   auto = dial_of(config)
-  assert 0 < auto < most(config)
+  assert 0 < auto < config.most_kept_units
   assert sizes[auto] <= AUTO * sizes[0] < sizes[auto + 1]
   assert dial_of(dataclasses.replace(config, chain="while_loop")) == 0
 
@@ -118,7 +117,7 @@ def test_as_much_is_kept_as_fits(budget):
   config = fit_memory(get_config("revnet-110"), budget, images=100)
   dial = int(config.kept_units)
   assert 100 * activation_bytes(config, dial) <= budget
-  assert dial == most(config) or 100 * activation_bytes(config, dial + 1) > budget
+  assert dial == config.most_kept_units or 100 * activation_bytes(config, dial + 1) > budget
   assert dataclasses.replace(config, kept_units="auto") == get_config("revnet-110")
 
 

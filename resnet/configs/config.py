@@ -99,6 +99,11 @@ class Config:
     factor = BOTTLENECK_FACTOR if self.use_bottleneck else 1
     return (self.filters[0], *(factor * filters for filters in self.filters[1:]))
 
+  @property
+  def most_kept_units(self) -> int:
+    """The number that kept_units "all" stands for: three steps for each unit, see resnet/models/storage.py."""
+    return 3 * sum(self.num_residual_units)
+
 
 def _checked(field: dataclasses.Field, value: object) -> object:
   """`value` as the field's declared type: lists become tuples, whole numbers become floats."""
@@ -225,7 +230,7 @@ def _check_widths(config: Config) -> None:
 
 
 def _check_kept_units(config: Config) -> None:
-  kept, most = config.kept_units, 3 * sum(config.num_residual_units)
+  kept, most = config.kept_units, config.most_kept_units
   if kept == "auto":
     return
   if kept != "all" and not (kept.isdecimal() and len(kept) < 10 and int(kept) <= most):

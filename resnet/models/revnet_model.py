@@ -127,7 +127,7 @@ class RevNetUnit(keras.layers.Layer):
     self.skip2.build(x2)
 
   def couplings(self):
-    """Of f and of g."""
+    """Of f and of g. Not an attribute, by which Keras' files would name them."""
     return [self.skip1, self.skip2]
 
   def compute_output_shape(self, input_shape):

@@ -66,16 +66,11 @@ def describe(config: Config, images: int) -> str:
   )
 
 
-def most(config: Config) -> int:
-  """The setting of the dial at which everything is kept."""
-  return len(KINDS) * sum(config.num_residual_units)
-
-
 def dial_of(config: Config) -> int:
   """`config.kept_units` as a number."""
   if config.kept_units == "auto":
     return largest_dial(config, AUTO * activation_bytes(config, 0)) if config.chain != "while_loop" else 0
-  return most(config) if config.kept_units == "all" else int(config.kept_units)
+  return config.most_kept_units if config.kept_units == "all" else int(config.kept_units)
 
 
 def fit_memory(config: Config, budget: float, images: int) -> Config:
@@ -105,7 +100,8 @@ def fit_memory(config: Config, budget: float, images: int) -> Config:
 
 def largest_dial(config: Config, budget: float) -> int:
   """The largest setting of the dial whose `activation_bytes` fit `budget`; 0 if none does."""
-  return max((dial for dial in range(1 + most(config)) if activation_bytes(config, dial) <= budget), default=0)
+  dials = range(1 + config.most_kept_units)
+  return max((dial for dial in dials if activation_bytes(config, dial) <= budget), default=0)
 
 
 def activation_bytes(config: Config, dial: int) -> int:

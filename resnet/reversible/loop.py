@@ -103,7 +103,7 @@ def count_before_loop(functions: list[keras.layers.Layer], couplings: Sequence[C
     ValueError: other units differ, or have a coupling without an inverse.
   """
   kinds = [(_configuration(function), _configuration(couplings[k])) for k, function in enumerate(functions)]
-  for k, function in list(enumerate(functions))[2:]:
+  for k, function in enumerate(functions[2:], start=2):
     if kinds[k] != kinds[2 + k % 2] or not couplings[k].invertible:
       raise ValueError(
         f"form 'while_loop' needs units after unit 0 that are alike and can be undone, but "
