@@ -97,9 +97,9 @@ def assert_as_ordinary(chain, streams, run, tolerance=1e-12):
   return actual[1]
 
 
-def ancestors(op):
-  """All ops that `op` waits for."""
-  seen, todo = set(), [op]
+def ancestors(*ops):
+  """All ops that `ops` wait for."""
+  seen, todo = set(), list(ops)
   while todo:
     current = todo.pop()
     for previous in [tensor.op for tensor in current.inputs] + list(current.control_inputs):

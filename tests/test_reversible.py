@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from chains import Counted, all_ops, ancestors, gradients_of, make_chain, traced_gradients
+from chains import Counted, all_ops, ancestors, gradients_of, make_chain, run_ops, traced_gradients
 from helpers import ROOT, assert_close, values
 
 from resnet.reversible import ReversibleChain
@@ -104,6 +104,18 @@ def test_a_function_is_rebuilt_after_the_weight_gradients_of_those_after_it(over
     after = k + 2 if overlap and k % 2 == 0 else k + 1
     assert set().union(*d_weights[after:]) <= done, f"function {k} is rebuilt too early"
     assert not set().union(*d_weights[:after]) & done
+
+
+def test_gradients_wait_until_the_stream_is_rebuilt_which_frees_what_it_is_rebuilt_from():
+  functions = [keras.layers.Dense(4) for _ in range(6)]
+  chain = ReversibleChain(list(zip(functions[::2], functions[1::2])), kept_streams=1)
+  chain.build([(None, 4), (None, 4)])
+  graph, d_weights = traced_gradients(chain, [tf.ones([6, 4])] * 2)
+  # Not x1 of the first unit, which nothing needs, and not the streams of the last unit, which are kept.
+  rebuilt = [op for op in run_ops(graph) if op.type == "Sub" and "/" not in op.name]
+  assert len(rebuilt) == 3
+  waited_for = [{op for op in rebuilt if op in ancestors(*of_weights)} for of_weights in d_weights]
+  assert [len(ops) for ops in waited_for] == [3, 3, 2, 1, 0, 0]
 
 
 def test_streams_keep_their_dtype_when_functions_compute_in_half_precision():

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from resnet.models.residual import ResidualFunction, skip_path
 from resnet.models.resnet_model import ResNet
-from resnet.models.storage import kept_of_stages, may_overlap
+from resnet.models.storage import kept_of_stages, overlapping_stages
 from resnet.reversible import Additive, ReversibleChain, Shortcut, recompute
 
 
@@ -38,9 +38,9 @@ class RevNet(ResNet):
         kept_streams=kept.streams,
         kept_outputs=kept.outputs,
         stored_units=kept.everything,
-        overlap=may_overlap(stage),
+        overlap=overlap,
       )
-      for stage, (units, kept) in enumerate(zip(self.stages, self._kept, strict=True))
+      for units, kept, overlap in zip(self.stages, self._kept, overlapping_stages(self.config), strict=True)
     ]
 
   @property

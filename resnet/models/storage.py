@@ -23,7 +23,9 @@ KINDS = ("streams", "outputs", "everything")
 # What moving a byte between memory and processor costs, in multiplications. It ranks what is kept, no more.
 MULTIPLICATIONS_OF_A_BYTE = 10
 # "auto" takes up to so many times the least memory: what is kept first saves the most time.
-AUTO = 1.65
+AUTO = 1.75
+# F and G of a unit may be worked on at once where this adds at most so much to the peak.
+OVERLAP = 1.05
 
 
 @dataclasses.dataclass
@@ -46,12 +48,11 @@ def kept_of_stages(config: Config, dial: int | None = None) -> list[Kept]:
   return counts
 
 
-def may_overlap(stage: int) -> bool:
-  """Whether F may run again while the gradients of G are taken, in the units of a stage (from 0).
-
-  Memory peaks in the first stage, whose maps are large enough to keep a device busy with one operation.
-  """
-  return stage > 0
+def overlapping_stages(config: Config) -> list[bool]:
+  """For each stage, whether F may run again while the gradients of G are taken."""
+  dial = dial_of(config)
+  most = OVERLAP * activation_bytes(config, dial)
+  return [together <= most for _, together in _peaks(config, dial)]
 
 
 def describe(config: Config, images: int) -> str:
@@ -105,15 +106,21 @@ def largest_dial(config: Config, budget: float) -> int:
 
 
 def activation_bytes(config: Config, dial: int) -> int:
-  """An estimate of the memory of a training step that grows with the batch: the peak, in bytes for each image.
+  """An estimate of the peak of a training step: what of it grows with the batch, in bytes for each image."""
+  return max(alone for alone, _ in _peaks(config, dial))
+
+
+def _peaks(config: Config, dial: int) -> list[tuple[int, int]]:
+  """The peaks of the backward pass in each stage, bytes for each image: with one function of a unit, with both.
 
   It goes back from unit to unit. Each time there is what the units up to here keep, and what this one works on.
   """
   stages = kept_of_stages(config, dial)
   stem = stages[0].everything == config.num_residual_units[0]
-  peak = kept = _stem_bytes(config) if stem else _image_bytes(config)
-  for stage, (unit, of_stage, count) in enumerate(zip(_units(config), stages, config.num_residual_units)):
-    together = 2 if may_overlap(stage) else 1  # functions of a unit whose activations are there at once
+  kept = _stem_bytes(config) if stem else _image_bytes(config)
+  peaks = []
+  for unit, of_stage, count in zip(_units(config), stages, config.num_residual_units):
+    alone = together = 0
     for from_last in range(count, 0, -1):
       stores, keeps = from_last <= of_stage.everything, from_last <= of_stage.outputs
       changes = from_last == count and unit.inputs
@@ -122,8 +129,10 @@ def activation_bytes(config: Config, dial: int) -> int:
       kept += unit.normalised if stores else 0
       # A unit that is run again makes its activations again, but those kept.
       again = 0 if stores else unit.normalised + (0 if keeps else unit.outputs)
-      peak = max(peak, kept + unit.working + together * again // 2)
-  return peak
+      alone = max(alone, kept + unit.working + again // 2)
+      together = max(together, kept + unit.working + again)
+    peaks.append((alone, together))
+  return peaks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +145,7 @@ class _Unit:
     streams: those before any other unit.
     outputs: of the convolutions but the last of F and of G.
     normalised: the inputs of the convolutions.
-    working: in the backward pass, the streams and their gradients, and gradients within F or G.
+    working: in the backward pass, the streams and their gradients, and what is on the way within F or G.
     multiplications: by the kind of what is kept, those that need not be done again.
   """
 
@@ -187,7 +196,7 @@ def _units(config: Config) -> list[_Unit]:
         streams=2 * stream,
         outputs=2 * inner * values * half,
         normalised=2 * (channels + inner) * values * half,
-        working=5 * stream + 2 * inner * values * half,
+        working=5 * stream + inner * values * half,
         multiplications={"streams": 2 * last_products * values, "outputs": 2 * inner_products * values},
       )
     )

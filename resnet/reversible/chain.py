@@ -222,8 +222,9 @@ class ReversibleChain(keras.layers.Layer):
     call = Call(training, mask, arguments)
     call.require_taken(self.name, self.call_arguments)
     dtype = stream_dtype(streams, self.variable_dtype)
+    loops = self.form == "while_loop"
     turns = [
-      Turn(k, function, coupling, call, self.grid_bits, *self._keep(k // 2), self.overlap and k % 2 == 0)
+      Turn(k, function, coupling, call, self.grid_bits, *self._keep(k // 2), k > 0 or loops, self.overlap)
       for k, (function, coupling) in enumerate(zip(self.functions, self.couplings, strict=True))
     ]
     return turns, [tf.cast(stream, dtype) for stream in streams], call.context

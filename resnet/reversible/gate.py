@@ -33,8 +33,14 @@ def activations_are_stored() -> bool:
   return _stored.get()
 
 
-def after(done: Tensors, tensors: Tensors) -> Tensors:
-  """`tensors`, whose users in a graph wait until `done` is computed: the gate of the backward pass."""
+def after(done: Tensors, tensors: Tensors, hand_on: Callable = tf.identity) -> Tensors:
+  """`tensors`, whose users in a graph wait until `done` is computed: the gate of the backward pass.
+
+  Args:
+    done: what is waited for.
+    tensors: what is handed on.
+    hand_on: the op that does it.
+  """
   if tf.executing_eagerly():
     return tensors
   done, flat = tf.nest.flatten(done), tf.nest.flatten(tensors)
@@ -45,7 +51,7 @@ def after(done: Tensors, tensors: Tensors) -> Tensors:
     with tf.control_dependencies(done):
       gate = tf.no_op()  # One op that waits for all spares an edge for each of them to each of the others.
     with tf.control_dependencies([gate]):
-      gated = [tf.identity(tensor) for tensor in flat]
+      gated = [hand_on(tensor) for tensor in flat]
   return tf.nest.pack_sequence_as(tensors, gated)
 
 
@@ -92,7 +98,7 @@ def without_storing(
 
 def _unrecorded(tensors: Tensors) -> Tensors:
   """`tensors`, hidden from the tapes of eager mode, which would store what is computed from them."""
-  return tf.nest.map_structure(tf.stop_gradient, tensors)
+  return tf.nest.map_structure(tf.stop_gradient, tensors) if tf.executing_eagerly() else tensors
 
 
 def _link(*tensors: Tensors) -> tf.Tensor:

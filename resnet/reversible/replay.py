@@ -273,12 +273,16 @@ def require_kinds(keep: Collection[str]) -> None:
 
 
 def gated(kept: Kept, inputs: Tensors) -> Kept:
-  """`kept`, whose users wait until `inputs` are computed: what depends on kept tensors must be gated, too."""
+  """`kept`, whose users wait until `inputs` are computed: what depends on kept tensors must be gated, too.
+
+  Here `tf.custom_gradient`, which looks for the variables that a result depends on, stops: behind the kept
+  tensors lies the forward pass of the whole network.
+  """
   return Kept(
     [
       dataclasses.replace(
         entry,
-        tensors=after(inputs, entry.tensors),
+        tensors=after(inputs, entry.tensors, tf.stop_gradient),
         inner=None if entry.inner is None else gated(entry.inner, inputs),
       )
       for entry in kept.entries

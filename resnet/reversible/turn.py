@@ -47,7 +47,8 @@ class Turn:
     keep: the kinds of tensors that the first run keeps, see replay.py. With everything there is no second run.
     keeps_stream: whether it keeps the stream that it changes, too, which then needs no rebuilding. It does so
       in any case if the coupling has no inverse.
-    overlaps: whether the second run may overlap the gradients of the turn after it.
+    rebuilds: whether the backward pass needs the stream that the turn changes, as it was before.
+    overlaps: whether the second run of an F may overlap the gradients of the G after it.
 
   Attributes:
     weights, state, state_variables: of the layer and the coupling, see `StatelessLayers`.
@@ -63,6 +64,7 @@ class Turn:
     grid_bits: int | None,
     keep: Collection[str],
     keeps_stream: bool,
+    rebuilds: bool,
     overlaps: bool,
   ):
     self.name = function_name(k, layer)
@@ -70,7 +72,8 @@ class Turn:
     self._layer, self._coupling, self._call, self._grid_bits = layer, coupling, call, grid_bits
     self._keep = keep
     self._keeps_stream = keeps_stream or not coupling.invertible
-    self.waits = not overlaps or not coupling.invertible
+    self._rebuilds = rebuilds and not self._keeps_stream
+    self.waits = k % 2 == 1 or not overlaps or not coupling.invertible
     self._stateless = StatelessLayers([layer, coupling], self.name, keep)
     self.weights, self.state = self._stateless.weights, self._stateless.state
     self.state_variables = self._stateless.state_variables
@@ -126,6 +129,8 @@ class Turn:
     tape, inputs, outputs = record.taped or self._run_again(streams, weights, record, context, variables)
     streams[self._target] = inputs[0]
     d_outputs = [d_streams[self._target], *d_streams[2:]]
+    if self._rebuilds:  # What the stream is rebuilt from is freed first.
+      d_outputs = after(streams[self._target], d_outputs)
     d_target, d_source, *others = tape.gradient(outputs, [*inputs, *variables], d_outputs)
     d_streams[self._target] = d_target
     if d_source is not None:
