@@ -267,6 +267,19 @@ def test_failing_cases_are_reported_and_the_others_measured(fake_worker, run_ben
   assert (tmp_path / "out.png").read_bytes().startswith(PNG)
 
 
+def test_processes_are_started_anew_each_time_in_another_order(fake_worker, monkeypatch):
+  asked = []
+  ask = measuring.Worker.ask
+  monkeypatch.setattr(
+    measuring.Worker, "ask", lambda self, message, result: asked.append(message) or ask(self, message, result)
+  )
+  cases = [Case("revnet-110", "ordinary", batch, (9, 9, 9)) for batch in (10, 20, 30)]
+  results, _ = measure(cases, steps=4, rounds=2, in_turn=lambda _: None, starts=4)
+  assert [result.step_seconds for result in results] == [8 * [0.5]] * 3
+  order = [message["batch"] for message in asked if "batch" in message]
+  assert order == [10, 20, 30, 20, 30, 10, 30, 10, 20, 10, 20, 30]
+
+
 @pytest.fixture
 def heeds_interruption():
   """Of a job in the background the shell has interruptions ignored."""

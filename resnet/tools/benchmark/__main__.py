@@ -14,7 +14,9 @@ With --memory it finds the largest batch whose training step stays within that m
 
 Each case runs in a process of its own, on the first GPU or, without one, the CPU. Cases that differ in mode, or
 in what it keeps, take turns, round by round, so that a machine that is slower at times slows all of them; their
-processes are alive together, and their memory must fit together.
+processes are alive together, and their memory must fit together. A process keeps the memory that it got at its
+start, and on a virtual machine its pages may differ in speed by a tenth. Many --starts are fairer than many
+--rounds: each time all processes are started anew, in another order.
 """
 
 import dataclasses
@@ -54,7 +56,8 @@ def define_flags() -> None:
   flags.DEFINE_enum("dtype", "float32", DTYPES, "As of the run scripts.")
   flags.DEFINE_bool("jit", False, "As of the run scripts.")
   flags.DEFINE_integer("steps", 6, "Steps of a case in a round.", lower_bound=1)
-  flags.DEFINE_integer("rounds", 3, "How many times the cases take turns.", lower_bound=1)
+  flags.DEFINE_integer("rounds", 3, "How many times the cases take turns after each start.", lower_bound=1)
+  flags.DEFINE_integer("starts", 1, "How many times all processes are started anew.", lower_bound=1)
   flags.DEFINE_string("output", "benchmark", "Where to write the results: to this path and .json, and .png.")
 
 
@@ -69,7 +72,7 @@ def main() -> None:
   if FLAGS.memory is not None:
     results, machine = largest_batches(cases, FLAGS.memory, FLAGS.steps, FLAGS.rounds)
   else:
-    results, machine = measure(cases, FLAGS.steps, FLAGS.rounds)
+    results, machine = measure(cases, FLAGS.steps, FLAGS.rounds, starts=FLAGS.starts)
   rows = summarize(results)
   print(table(rows))
   report = {
@@ -77,6 +80,7 @@ def main() -> None:
     "machine": machine,
     "steps": FLAGS.steps,
     "rounds": FLAGS.rounds,
+    "starts": FLAGS.starts,
     "memory_bytes": FLAGS.memory,
     "cases": rows,
   }

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -22,7 +23,11 @@ WORKER = [sys.executable, "-m", "resnet.tools.benchmark.worker"]
 
 
 def measure(
-  cases: Sequence[Case], steps: int, rounds: int, in_turn: Callable[[Case], Any] | None = None
+  cases: Sequence[Case],
+  steps: int,
+  rounds: int,
+  in_turn: Callable[[Case], Any] | None = None,
+  starts: int = 1,
 ) -> tuple[list[Result], dict[str, Any]]:
   """Measures the cases, and goes on to the next where one fails.
 
@@ -31,7 +36,9 @@ def measure(
     in_turn: cases of which it says the same take turns, their processes alive together. By default those that
       differ in mode and in what it keeps alone.
     steps: of a case in a round.
-    rounds: how many times cases take turns.
+    rounds: how many times cases take turns after each start.
+    starts: how many times their processes are started, each time in another order. The time to the first step
+      is that of the first start.
 
   Returns:
     A result for each case, in order, and what the machine is.
@@ -42,22 +49,24 @@ def measure(
   for result in results:
     key = in_turn(result.case) if in_turn else dataclasses.replace(result.case, mode="", kept_units="")
     groups.setdefault(key, []).append(result)
-  for group in groups.values():
+  for group, start in itertools.product(groups.values(), range(starts)):
+    first = start % len(group)
     with contextlib.ExitStack() as processes:
       workers = {}
-      for result in group:
+      for result in group[first:] + group[:first]:
         worker = workers[result.case] = processes.enter_context(Worker())
-        reply = worker.ask(dataclasses.asdict(result.case), result)
+        reply = worker.ask(dataclasses.asdict(result.case), result) if result.error is None else None
         if reply:
-          result.first_step_seconds = reply["seconds"]
+          result.first_step_seconds = result.first_step_seconds or reply["seconds"]
           machine |= {key: reply[key] for key in ("gpu", "tensorflow")}
           log(f"{result.case}: first step {reply['seconds']:.2f} s")
-      for number in range(1, rounds + 1):
+      for number in range(1 + start * rounds, 1 + (start + 1) * rounds):
         for result in group:
           reply = workers[result.case].ask({"steps": steps}, result) if result.error is None else None
           if reply:
             result.step_seconds.append(reply["seconds"] / steps)
-            log(f"{result.case}: round {number} of {rounds}, {1000 * result.step_seconds[-1]:.4g} ms a step")
+            seconds = f"{1000 * result.step_seconds[-1]:.4g} ms a step"
+            log(f"{result.case}: round {number} of {starts * rounds}, {seconds}")
   return results, machine
 
 
@@ -98,7 +107,7 @@ class Worker:
       line = ""
     reply: dict[str, Any] = json.loads(line) if line else {"error": self._end()}
     if "error" not in reply:
-      result.peak_bytes = reply["peak_bytes"]
+      result.peak_bytes = max(result.peak_bytes or 0, reply["peak_bytes"])
       return reply
     result.error = reply["error"]
     self.close()  # The others may need its memory.
