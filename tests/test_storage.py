@@ -25,7 +25,7 @@ from resnet.training.step import loss_and_gradients
 from resnet.utils.errors import UserError
 
 # MB per image, measured at batches of 100 and 300, by `kept_units`: see docs/benchmark.md.
-MEASURED = {"0": 0.67, "auto": 1.20, "38": 2.50, "54": 4.64, "69": 5.91, "all": 9.24}
+MEASURED = {"0": 0.67, "auto": 1.20, "38": 2.50, "69": 5.89, "all": 9.25}
 
 
 def with_dial(name, dial, **fields):
