@@ -118,6 +118,14 @@ def test_gradients_wait_until_the_stream_is_rebuilt_which_frees_what_it_is_rebui
   assert [len(ops) for ops in waited_for] == [3, 3, 2, 1, 0, 0]
 
 
+def test_x1_before_a_loop_is_not_rebuilt():
+  functions = [keras.layers.Dense(4, "tanh" if k < 2 else None) for k in range(6)]
+  chain = ReversibleChain(list(zip(functions[::2], functions[1::2])), form="while_loop")
+  chain.build([(None, 4), (None, 4)])
+  graph, _ = traced_gradients(chain, [tf.ones([6, 4])] * 2)
+  assert [op.type for op in run_ops(graph) if "/" not in op.name].count("Sub") == 1
+
+
 def test_streams_keep_their_dtype_when_functions_compute_in_half_precision():
   chain, streams = make_chain(dtype="mixed_bfloat16")
   state = values(chain.non_trainable_variables)

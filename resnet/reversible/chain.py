@@ -222,7 +222,7 @@ class ReversibleChain(keras.layers.Layer):
     call = Call(training, mask, arguments)
     call.require_taken(self.name, self.call_arguments)
     dtype = stream_dtype(streams, self.variable_dtype)
-    loops = self.form == "while_loop"
+    loops = self.form == "while_loop" and not self._before_loop  # Then F of unit 0 is in the loop.
     turns = [
       Turn(k, function, coupling, call, self.grid_bits, *self._keep(k // 2), k > 0 or loops, self.overlap)
       for k, (function, coupling) in enumerate(zip(self.functions, self.couplings, strict=True))

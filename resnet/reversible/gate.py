@@ -39,7 +39,7 @@ def after(done: Tensors, tensors: Tensors, hand_on: Callable = tf.identity) -> T
   Args:
     done: what is waited for.
     tensors: what is handed on.
-    hand_on: the op that does it.
+    hand_on: the op that does it, but for XLA.
   """
   if tf.executing_eagerly():
     return tensors

@@ -14,8 +14,8 @@ With --memory it finds the largest batch whose training step stays within that m
 
 Each case runs in a process of its own, on the first GPU or, without one, the CPU. Cases that differ in mode, or
 in what it keeps, take turns, round by round, so that a machine that is slower at times slows all of them; their
-processes are alive together, and their memory must fit together. A process keeps the memory that it got at its
-start, and on a virtual machine its pages may differ in speed by a tenth. Many --starts are fairer than many
+processes are alive together, and their memory must fit together. On a virtual machine the
+same case took up to 15 % longer in the process that was started first. Many --starts are fairer than many
 --rounds: each time all processes are started anew, in another order.
 """
 
@@ -70,7 +70,7 @@ def main() -> None:
   cases = make_cases(FLAGS.model, FLAGS.mode, batches, _numbers("units", FLAGS.units, 0), FLAGS.kept_units)
   cases = [dataclasses.replace(case, dtype=FLAGS.dtype, jit=FLAGS.jit) for case in cases]
   if FLAGS.memory is not None:
-    results, machine = largest_batches(cases, FLAGS.memory, FLAGS.steps, FLAGS.rounds)
+    results, machine = largest_batches(cases, FLAGS.memory, FLAGS.steps, FLAGS.rounds, FLAGS.starts)
   else:
     results, machine = measure(cases, FLAGS.steps, FLAGS.rounds, starts=FLAGS.starts)
   rows = summarize(results)

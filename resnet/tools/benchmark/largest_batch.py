@@ -16,7 +16,7 @@ PRECISION = 0.02  # of the batch
 
 
 def largest_batches(
-  cases: Sequence[Case], memory: float, steps: int, rounds: int
+  cases: Sequence[Case], memory: float, steps: int, rounds: int, starts: int
 ) -> tuple[list[Result], dict[str, Any]]:
   """For each case the largest batch in the memory, measured as by `measure`.
 
@@ -24,7 +24,8 @@ def largest_batches(
     cases: their batches do not count.
     memory: bytes. On a GPU it is what TensorFlow allocates there at once. On a CPU it is the process's resident
       memory; a process that goes beyond it is killed.
-    steps, rounds: see `measure`. Cases take turns as far as the machine's memory has room for them together.
+    steps, rounds, starts: see `measure`. Cases take turns as far as the machine's memory has room for them
+      together.
 
   Raises:
     UserError: the machine has not that much memory.
@@ -51,7 +52,7 @@ def largest_batches(
       failed.append(result)
   together = free is not None and len(found) * memory < 0.9 * free
   results, machine = measure(
-    found, steps, rounds, (lambda case: case.model) if together else (lambda case: case)
+    found, steps, rounds, (lambda case: case.model) if together else (lambda case: case), starts
   )
   return results + failed, machine
 

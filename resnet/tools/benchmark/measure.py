@@ -53,9 +53,9 @@ def measure(
     first = start % len(group)
     with contextlib.ExitStack() as processes:
       workers = {}
-      for result in group[first:] + group[:first]:
+      for result in (result for result in group[first:] + group[:first] if result.error is None):
         worker = workers[result.case] = processes.enter_context(Worker())
-        reply = worker.ask(dataclasses.asdict(result.case), result) if result.error is None else None
+        reply = worker.ask(dataclasses.asdict(result.case), result)
         if reply:
           result.first_step_seconds = result.first_step_seconds or reply["seconds"]
           machine |= {key: reply[key] for key in ("gpu", "tensorflow")}
