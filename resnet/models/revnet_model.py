@@ -74,10 +74,8 @@ class RevNet(ResNet):
     return tf.split(tf.cast(x, self.variable_dtype), 2, axis=-1)
 
   def _run_stem(self, images, training):
-    if not self.config.manual_gradients:
+    if not self.config.manual_gradients or self._kept[0].everything == len(self.stages[0]):
       return self.stem(images, training=training)
-    if self._kept[0].everything == len(self.stages[0]):
-      return recompute(self.stem, images, training, keep=["everything"])
     return recompute(self.stem, images, training, keep=[] if self.config.grid_bits else ["statistics"])
 
   def reconstruction_errors(self, images: tf.Tensor) -> tf.Tensor:

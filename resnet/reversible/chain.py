@@ -30,14 +30,28 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from resnet.reversible.checks import build_layer, refuse_streams, require_pairs, require_streams, stream_dtype
+from resnet.reversible.arguments import Call, by_value, call_arguments
+from resnet.reversible.checks import (
+  build_by_call,
+  build_layer,
+  function_name,
+  refuse_streams,
+  require_pairs,
+  require_parts,
+  require_shape,
+  require_streams,
+  stream_dtype,
+)
 from resnet.reversible.coupling import Coupling, couplings_of
-from resnet.reversible.gate import activations_are_stored, after, without_storing
+from resnet.reversible.custom_vjp import without_storing
+from resnet.reversible.gate import activations_are_stored, after, released_together
 from resnet.reversible.grid import on_grid
 from resnet.reversible.loop import count_before_loop, run_loop, stack, undo_loop, unstack
+from resnet.reversible.masks import mask_of_sum, with_mask
+from resnet.reversible.plain import run_plainly
 from resnet.reversible.private_apis import keras_mask
-from resnet.reversible.replay import ACTIVATIONS, EVERYTHING, STATISTICS
-from resnet.reversible.turn import Call, Record, Turn, call_arguments, function_name, require_shape
+from resnet.reversible.replay import ACTIVATIONS, STATISTICS
+from resnet.reversible.turn import Record, Turn
 from resnet.reversible.unrolled import rebuild, run, undo
 
 FORMS = ("unrolled", "while_loop")
@@ -135,8 +149,8 @@ class ReversibleChain(keras.layers.Layer):
       if units and form == "while_loop":
         raise ValueError(f"{name} must be 0 with form 'while_loop', which keeps nothing; got {units}")
     self.functions = [function for pair in pairs for function in pair]
-    # The number of functions that come before the loop.
-    self._before_loop = count_before_loop(self.functions, self.couplings) if form == "while_loop" else 0
+    if form == "while_loop":
+      self._before_loop()
     self.manual_gradients = manual_gradients
     self.form = form
     self.log_det = log_det
@@ -160,26 +174,45 @@ class ReversibleChain(keras.layers.Layer):
       if not coupling.built:
         coupling.build(shapes[k % 2])
       shapes[k % 2] = coupling.changed_shape(shapes[k % 2])
-      for part in () if outputs is None else coupling(outputs):
-        require_shape(function_name(k, function), part.shape, shapes[k % 2])
+      if outputs is not None:
+        require_parts(function_name(k, function), coupling, parts := coupling.parts(outputs))
+        for part in parts:
+          require_shape(function_name(k, function), part.shape, shapes[k % 2])
 
   def call(self, inputs, training=False, mask=None, **kwargs):
-    turns, streams, context = self._prepare(inputs, training, mask, kwargs)
+    streams, masks, call = self._prepare(inputs, training, mask, kwargs)
     streams = self._rounded(streams)
     if self.log_det:
       streams.append(tf.zeros_like(streams[0][(slice(None), *[0] * (streams[0].shape.rank - 1))]))
-    weights, states = [turn.weights() for turn in turns], [turn.state() for turn in turns]
-    if not turns or not self.manual_gradients or activations_are_stored():
-      outputs, updates, _ = run(turns, streams, weights, states, context)
-    elif self.form == "unrolled" or self._before_loop == len(turns):
-      outputs, updates = self._run_without_storing(run, undo, turns, streams, weights, states, context)
+    if not self.manual_gradients or activations_are_stored():
+      arguments = [call.arguments_of(function, call.context) for function in self.functions]
+      outputs, masks = run_plainly(self.functions, self.couplings, streams, masks, arguments, self.grid_bits)
     else:
-      stacked = [stack(values, self._before_loop) for values in (weights, states)]
-      outputs, updates = self._run_without_storing(run_loop, undo_loop, turns, streams, *stacked, context)
-      updates = unstack(turns, updates, self._before_loop)
-    for (k, i), value in sorted(updates.items()):
-      turns[k].state_variables[i].assign(value)
-    return tuple(outputs)
+      outputs, masks = self._run_manually(self._turns(call), streams, masks, call.context)
+    return *map(with_mask, outputs, masks), *outputs[2:]
+
+  def _run_manually(self, turns, streams, masks, context):
+    first = self._before_loop() if self.form == "while_loop" else len(turns)
+    weights, states = [turn.weights() for turn in turns], [turn.state() for turn in turns]
+    if first < len(turns):
+      stacked = [stack(values, first) for values in (weights, states)]
+      outputs, masks, updates = self._rebuilt(run_loop, undo_loop, turns, streams, masks, *stacked, context)
+      _assign(turns, unstack(turns, updates, first))
+      return outputs, masks
+    last = len(turns) - 2 * self.stored_units
+    if last:
+      streams, masks, updates = self._rebuilt(
+        run, undo, turns[:last], streams, masks, weights[:last], states[:last], context
+      )
+      _assign(turns, updates)
+    if last < len(turns):  # By ordinary backpropagation.
+      turns, weights = turns[last:], weights[last:]
+      streams, weights = released_together(streams, weights)
+      streams, masks, updates, _ = run(
+        turns, streams, masks, weights, [turn.state() for turn in turns], context
+      )
+      _assign(turns, updates)
+    return streams, masks
 
   def inverse(self, outputs, training=False, mask=None, **kwargs):
     """The inputs that give `outputs`, rebuilt. Assigns nothing.
@@ -190,9 +223,16 @@ class ReversibleChain(keras.layers.Layer):
     for coupling in self.couplings:
       if not coupling.invertible:
         raise ValueError(f"{self.name} has no inverse, since its {type(coupling).__name__} has none")
-    turns, streams, context = self._prepare(outputs, training, mask, kwargs)
-    records = [Record(turn.state()) for turn in turns]
-    return tuple(rebuild(turns, streams, [turn.weights() for turn in turns], records, context, inverts=True))
+    streams, masks, call = self._prepare(outputs, training, mask, kwargs)
+    turns, records = self._turns(call), []
+    for k, turn in enumerate(turns):
+      records.append(Record(turn.state(), masks[1 - k % 2]))
+      masks[k % 2] = mask_of_sum(
+        [masks[k % 2], _passed_on(self.functions[k], streams[1 - k % 2], masks[1 - k % 2])]
+      )
+    return tuple(
+      rebuild(turns, streams, [turn.weights() for turn in turns], records, call.context, inverts=True)
+    )
 
   def reconstruction_error(self, inputs, training=True, mask=None, **kwargs) -> tf.Tensor:
     """How well the backward pass rebuilds (x1, x2): the norm of the error over that of (x1, x2), a scalar.
@@ -201,68 +241,81 @@ class ReversibleChain(keras.layers.Layer):
     functions whose couplings have no inverse are left out: (x1, x2) are then the streams after them. The error
     of an exact chain is 0 unless streams have left the grid's range or a function does not repeat itself.
     """
-    turns, streams, context = self._prepare(inputs, training, mask, kwargs)
-    streams = self._rounded(streams)
+    streams, masks, call = self._prepare(inputs, training, mask, kwargs)
+    streams, turns = self._rounded(streams), self._turns(call)
     weights, states = [turn.weights() for turn in turns], [turn.state() for turn in turns]
     lost = sum(1 for _ in itertools.takewhile(lambda coupling: not coupling.invertible, self.couplings))
-    streams, *_ = run(turns[:lost], streams, weights[:lost], states[:lost], context)
+    streams, masks, *_ = run(turns[:lost], streams, masks, weights[:lost], states[:lost], call.context)
     turns, weights = turns[lost:], weights[lost:]
-    outputs, _, records = run(turns, streams, weights, states[lost:], context)
-    rebuilt = rebuild(turns, outputs, weights, records, context)
-    error = [y - x for x, y in zip(streams, rebuilt, strict=True)]
-    return tf.linalg.global_norm(error) / tf.linalg.global_norm(streams)
+    outputs, _, _, records = run(turns, streams, masks, weights, states[lost:], call.context)
+    rebuilt = rebuild(turns, outputs, weights, records, call.context)
+    error = tf.linalg.global_norm([y - x for x, y in zip(streams, rebuilt, strict=True)])
+    norm = tf.linalg.global_norm(streams)
+    return error / tf.where(norm > 0, norm, tf.ones_like(norm))
 
   def _prepare(self, streams, training, mask, arguments):
-    """(turns, widened streams, the float tensors in the arguments) of a call."""
+    """(the widened streams, their masks, the `Call`) of a call."""
     require_streams(self.name, streams)
     if not self.built:  # Only `__call__` builds by itself.
       self.build([tuple(stream.shape) for stream in streams])
-    if mask is None:
-      mask = [keras_mask(stream) for stream in streams]
-    call = Call(training, mask, arguments)
+    masks = [keras_mask(stream) for stream in streams] if mask is None else list(mask)
+    call = Call(training, arguments)
     call.require_taken(self.name, self.call_arguments)
+    for k, function in enumerate(self.functions):
+      if not function.built:  # Its `build` takes shapes of arguments.
+        build_by_call(function, streams[1 - k % 2], call.arguments_of(function, call.context))
     dtype = stream_dtype(streams, self.variable_dtype)
-    loops = self.form == "while_loop" and not self._before_loop  # Then F of unit 0 is in the loop.
-    turns = [
+    return [tf.cast(by_value(stream), dtype) for stream in streams], masks, call
+
+  def _turns(self, call):
+    loops = self.form == "while_loop" and not self._before_loop()  # Then F of unit 0 is in the loop.
+    return [
       Turn(k, function, coupling, call, self.grid_bits, *self._keep(k // 2), k > 0 or loops, self.overlap)
       for k, (function, coupling) in enumerate(zip(self.functions, self.couplings, strict=True))
     ]
-    return turns, [tf.cast(stream, dtype) for stream in streams], call.context
+
+  def _before_loop(self):
+    """The number of functions that come before the loop. Units may have become unlike."""
+    return count_before_loop(self.functions, self.couplings)
 
   def _rounded(self, streams):
     return [on_grid(stream, self.grid_bits) for stream in streams]
 
   def _keep(self, unit):
     """What the functions of a unit keep of their first run: the kinds of tensors; whether their streams."""
-    if self.form == "while_loop" or not self.manual_gradients or activations_are_stored():
+    if self.form == "while_loop":
       return (), False
     from_last = len(self.functions) // 2 - unit
-    if from_last <= self.stored_units:
-      return (EVERYTHING,), True
     kinds = (STATISTICS,) if self.grid_bits is None else ()  # A second run by these may round otherwise.
     if from_last <= self.kept_outputs:
       kinds += (ACTIVATIONS,)
     return kinds, from_last <= self.kept_streams
 
-  def _run_without_storing(self, run, undo, turns, streams, weights, states, context):
-    """Forward by `run`, backward by `undo`: ((y1, y2), new values of changed states)."""
+  def _rebuilt(self, run, undo, turns, streams, masks, weights, states, context):
+    """Forward by `run`, backward by `undo`: ((y1, y2), their masks, new values of changed states)."""
 
     def forward(streams, held):
-      return run(turns, streams, held[0], states, held[1])
+      outputs, of_outputs, updates, records = run(turns, streams, masks, held[0], states, held[1])
+      return outputs, (of_outputs, updates), records
 
-    def backward(outputs, d_outputs, held, records, variables):
+    def backward(outputs, d_outputs, held, records):
       weights, context = held
+      # Here, so that nothing is rebuilt before the gradients of the outputs are there.
       streams = after(d_outputs, outputs)
-      _, d_streams, d_weights, d_shared = undo(turns, streams, d_outputs, weights, records, context, variables)
-      shared = [*context, *variables]
-      d_shared = [tf.zeros_like(x) if d is None else d for x, d in zip(shared, d_shared, strict=True)]
-      return d_streams, (d_weights, d_shared[: len(context)]), d_shared[len(context) :]
+      _, d_streams, d_weights, d_context = undo(turns, streams, d_outputs, weights, records, context)
+      return d_streams, (d_weights, d_context)
 
-    return without_storing(f"ReversibleChain {self.name!r}", forward, backward, streams, (weights, context))
+    name = f"ReversibleChain {self.name!r}"
+    outputs, others = without_storing(name, forward, backward, streams, (weights, context))
+    return outputs, *others
 
   def compute_output_spec(self, inputs, training=False, mask=None, **kwargs):
     require_streams(self.name, inputs)
-    Call(training, mask, kwargs).require_taken(self.name, self.call_arguments)
+    Call(training, kwargs).require_taken(self.name, self.call_arguments)
+    for k, function in enumerate(self.functions):
+      if not function.built:
+        taken = {name: value for name, value in kwargs.items() if name in call_arguments(function)}
+        build_by_call(function, inputs[1 - k % 2], taken)
     dtype = stream_dtype(inputs, self.variable_dtype).name
     shapes = self.compute_output_shape([stream.shape for stream in inputs])
     return tuple(keras.KerasTensor(shape, dtype) for shape in shapes)
@@ -274,7 +327,12 @@ class ReversibleChain(keras.layers.Layer):
     return (*shapes, (input_shape[0][0],)) if self.log_det else type(input_shape)(shapes)
 
   def compute_mask(self, inputs, previous_mask):
-    return previous_mask if previous_mask is None or not self.log_det else [*previous_mask, None]
+    if not all(isinstance(stream, keras.KerasTensor) for stream in inputs):
+      return None  # `call` has attached them.
+    masks = list(previous_mask or [None, None])
+    for k, function in enumerate(self.functions):
+      masks[k % 2] = mask_of_sum([masks[k % 2], _passed_on(function, inputs[1 - k % 2], masks[1 - k % 2])])
+    return [*masks, None] if self.log_det else masks
 
   def get_config(self):
     functions = [keras.saving.serialize_keras_object(function) for function in self.functions]
@@ -298,3 +356,13 @@ class ReversibleChain(keras.layers.Layer):
     # Models of version 0.1 name no coupling.
     coupling = [keras.saving.deserialize_keras_object(one) for one in config.pop("coupling", ())] or None
     return cls(pairs, coupling=coupling, **config)
+
+
+def _assign(turns, updates):
+  for (k, i), value in sorted(updates.items()):
+    turns[k].state_variables[i].assign(value)
+
+
+def _passed_on(function, source, mask):
+  """The mask of what a function gives for a stream with a mask, by what the layer says of itself."""
+  return function.compute_mask(source, mask) if mask is not None and function.supports_masking else None

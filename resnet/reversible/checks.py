@@ -1,13 +1,14 @@
 """Checks of what a user hands to the engine's layers, so that mistakes are refused early."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from resnet.reversible.gate import Tensors
+from resnet.reversible.custom_vjp import Tensors
+from resnet.reversible.private_apis import keras_mask, set_keras_mask
 
 
 def require_pairs(pairs: Any) -> None:
@@ -28,6 +29,10 @@ def require_streams(name: str, streams: Any) -> None:
   if not isinstance(streams, list | tuple) or len(streams) != 2:
     refuse_streams(name, getattr(streams, "shape", streams))
   for index, stream in enumerate(streams, start=1):
+    if tf.TensorShape(stream.shape).rank is None:
+      raise ValueError(
+        f"{name}: the number of axes of x{index} must be known; set its shape by tf.ensure_shape"
+      )
     if not tf.as_dtype(stream.dtype).is_floating:
       dtype = tf.as_dtype(stream.dtype).name
       raise ValueError(f"{name}: the streams must be float tensors, x{index} is {dtype}; cast it first")
@@ -46,15 +51,64 @@ def stream_dtype(streams: Sequence[tf.Tensor], variable_dtype: str) -> tf.DType:
   return max(dtypes, key=lambda dtype: dtype.size)
 
 
+def function_name(k: int, layer: keras.layers.Layer) -> str:
+  """What errors call function k of a chain: "G of unit 0 ('dense')"."""
+  return f"{'FG'[k % 2]} of unit {k // 2} ({layer.name!r})"
+
+
+def require_parts(name: str, coupling: keras.layers.Layer, parts: Sequence[Any]) -> None:
+  """Raises ValueError unless what a coupling makes of a function's output are float tensors."""
+  for part in parts:
+    if not isinstance(part, tf.Tensor | keras.KerasTensor):
+      raise ValueError(
+        f"{name} gives {part!r}, where its coupling {type(coupling).__name__} takes one float tensor"
+      )
+    if not tf.as_dtype(part.dtype).is_floating:
+      raise ValueError(f"{name} gives {part.dtype} numbers, which cannot change a stream; cast them to float")
+
+
+def require_shape(name: str, shape: tf.TensorShape, stream: tf.TensorShape) -> None:
+  """Raises ValueError if a function's output does not have the shape of `stream`, as far as both are known."""
+  if not tf.TensorShape(shape).is_compatible_with(stream):
+    raise ValueError(
+      f"{name} gives shape {tuple(shape)} to a stream of shape {tuple(stream)}; F maps x2 to the shape of x1, "
+      "G maps y1 to that of x2"
+    )
+
+
 def build_layer(layer: keras.layers.Layer, shape: Any, dtype: str) -> Tensors | None:
   """Builds a layer for inputs of a shape, or of a structure of shapes, unless it is built already.
 
   Returns:
-    Its symbolic outputs, or None if a call needs more than the inputs.
+    Its symbolic outputs, or None if a call needs more than the inputs. If its `build` needs more, too, the layer
+    is built by `build_by_call`.
   """
-  _, *others = inspect.signature(layer.call).parameters.values()
-  if any(p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in others):
-    if not layer.built:
+  if _required(layer.call) > 1:
+    if not layer.built and _required(layer.build) == 1:
       layer.build(shape)
     return None
   return layer(keras.tree.map_shape_structure(lambda shape: keras.KerasTensor(shape, dtype), shape))
+
+
+def build_by_call(layer: keras.layers.Layer, inputs: Tensors, arguments: dict[str, Any]) -> Tensors:
+  """Builds a layer for these inputs and arguments unless it is built already. Returns its symbolic outputs."""
+
+  def symbolic(leaf):
+    if not isinstance(leaf, tf.Variable | keras.Variable | tf.Tensor | keras.KerasTensor):
+      return leaf
+    mask, leaf = keras_mask(leaf), keras.KerasTensor(leaf.shape, keras.backend.standardize_dtype(leaf.dtype))
+    if mask is not None:
+      set_keras_mask(leaf, symbolic(mask))
+    return leaf
+
+  outputs = layer(
+    *keras.tree.map_structure(symbolic, [inputs]), **keras.tree.map_structure(symbolic, arguments)
+  )
+  return keras.tree.map_structure(symbolic, outputs)
+
+
+def _required(function: Callable) -> int:
+  """How many arguments a function needs."""
+  parameters = inspect.signature(function).parameters.values()
+  named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY, p.KEYWORD_ONLY)]
+  return sum(p.default is p.empty for p in named)

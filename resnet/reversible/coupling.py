@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from resnet.reversible.checks import build_layer
-from resnet.reversible.gate import Tensors
+from resnet.reversible.custom_vjp import Tensors
 
 
 class Coupling(keras.layers.Layer):
@@ -202,15 +202,15 @@ def couplings_of(coupling: Any, functions: int) -> list[Coupling]:
   """
   if coupling is None:
     coupling = Additive()
-  given = [coupling, coupling] if isinstance(coupling, Coupling) else coupling
-  is_list = isinstance(given, list | tuple) and len(given) in (2, functions)
-  if not is_list or not all(isinstance(one, Coupling) for one in given):
+  given = (coupling, coupling) if isinstance(coupling, Coupling) else coupling
+  fits = isinstance(given, tuple) and len(given) == 2 or isinstance(given, list) and len(given) == functions
+  if not fits or not all(isinstance(one, Coupling) for one in given):
     raise ValueError(
-      f"coupling must be a Coupling, or two, for the Fs and for the Gs, or one for each of the {functions} "
-      f"functions; got {coupling!r}"
+      f"coupling must be a Coupling, or a tuple of two, for the Fs and for the Gs, or a list of one for each of the "
+      f"{functions} functions; got {coupling!r}"
     )
-  if len(given) == functions:
-    return list(given)
+  if isinstance(given, list):
+    return given
   return [
     type(given[k % 2]).from_config({**given[k % 2].get_config(), "name": f"coupling_{k}"})
     for k in range(functions)

@@ -1,68 +1,84 @@
 """The chain as a `tf.while_loop` over stacked weights and states: a graph of the size of one unit's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from resnet.reversible.checks import function_name
 from resnet.reversible.coupling import Coupling
-from resnet.reversible.gate import Tensors, after
-from resnet.reversible.turn import Record, Streams, Turn, function_name
-from resnet.reversible.unrolled import Updates, run, undo
+from resnet.reversible.custom_vjp import Tensors
+from resnet.reversible.gate import after
+from resnet.reversible.masks import Mask
+from resnet.reversible.plain import Streams
+from resnet.reversible.turn import Record, Turn
+from resnet.reversible.unrolled import Updates, run, sums, undo
 
-Entries = dict[
-  tuple[int, int], tf.Tensor
-]  # (k, i): tensor i of F (k = 0) or G (k = 1), for one unit or stacked
+Entries = dict[Hashable, tf.Tensor]  # (k, i): tensor i of F (k = 0) or G (k = 1), for one unit or stacked
 
 
 def run_loop(
   turns: list[Turn],
   streams: Streams,
+  masks: list[Mask],
   weights: list[list[tf.Tensor]],
   states: list[list[tf.Tensor]],
   context: list[tf.Tensor],
-) -> tuple[Streams, Entries, list[Record]]:
+) -> tuple[Streams, list[Mask], Entries, list[Record]]:
   """`run` for weights and states stacked by `stack`; so are the updates. Keeping tensors saved no time."""
   first = len(weights) - 2  # of the loop
-  streams, before, records = run(turns[:first], streams, weights[:first], states[:first], context)
+  streams, masks, before, records = run(turns[:first], streams, masks, weights[:first], states[:first], context)
   turns, weights, states = turns[first:], weights[first:], states[first:]
-
-  def step(index, streams):
-    streams, updates, _ = run(turns[:2], streams, _entry(weights, index), _entry(states, index), context)
-    return streams, updates
-
-  streams, updates = _loop(step, list(streams), _entries(states), range(len(turns) // 2))
-  updates = before | {(first + k, i): value for (k, i), value in updates.items()}
-  return streams, updates, [*records, *map(Record, states)]
-
-
-def undo_loop(turns, streams, d_streams, weights, records, context, variables):
-  """`undo` for stacked weights, and stacked states in the records; so are the weights' gradients."""
-  first = len(weights) - 2  # of the loop
-  before = (turns[:first], weights[:first], records[:first])
-  turns, weights = turns[first:], weights[first:]
-  states = [record.state for record in records[first:]]
+  masked = [mask is not None for mask in masks]
 
   def step(index, carried):
-    streams, d_streams, d_shared = carried
-    unit = [Record(state) for state in _entry(states, index)]
-    streams, d_streams, d_weights, d_here = undo(
-      turns[:2], streams, d_streams, _entry(weights, index), unit, context, variables
+    streams, present = carried
+    masks = [present.get(k) for k in (0, 1)]
+    streams, masks, output, taken = run(
+      turns[:2], streams, masks, _entry(weights, index), _entry(states, index), context
     )
-    d_shared = [total if d is None else total + d for total, d in zip(d_shared, d_here, strict=True)]
-    return (streams, d_streams, d_shared), _entries(d_weights)
+    if [mask is not None for mask in masks] != masked:
+      raise ValueError(
+        f"form 'while_loop' needs units that hand Keras' masks on, but behind {turns[0].name} and {turns[1].name} "
+        f"the streams carry {_names(masks)}, before it {_names(masked)}; set supports_masking = True in these "
+        "layers, or use form 'unrolled'"
+      )
+    output = dict(output) | {("mask", k): taken[k].mask for k in (0, 1) if taken[k].mask is not None}
+    return (streams, _present(masks)), output
+
+  like = {key: (stacked.dtype, stacked.shape[1:]) for key, stacked in _entries(states).items()}
+  like |= {("mask", k): (masks[1 - k].dtype, masks[1 - k].shape) for k in (0, 1) if masked[1 - k]}
+  (streams, present), output = _loop(step, (list(streams), _present(masks)), like, range(len(turns) // 2))
+  masks = [present.get(k) for k in (0, 1)]
+  records += [Record(states[k], output.pop(("mask", k), None)) for k in (0, 1)]
+  updates = before | {(first + k, i): value for (k, i), value in output.items()}
+  return streams, masks, updates, records
+
+
+def undo_loop(turns, streams, d_streams, weights, records, context):
+  """`undo` for stacked weights, and stacked states and masks in the records; so are the weights' gradients."""
+  first = len(weights) - 2  # of the loop
+  before = (turns[:first], weights[:first], records[:first])
+  turns, weights, records = turns[first:], weights[first:], records[first:]
+
+  def step(index, carried):
+    streams, d_streams, d_context = carried
+    unit = [Record(_entry(record.state, index), _entry(record.mask, index)) for record in records]
+    streams, d_streams, d_weights, d_here = undo(
+      turns[:2], streams, d_streams, _entry(weights, index), unit, context
+    )
+    return (streams, d_streams, sums(d_context, d_here)), _entries(d_weights)
 
   last_to_first = range(len(turns) // 2)[::-1]
-  zeros = [tf.zeros_like(tensor) for tensor in [*context, *variables]]
-  carried = (list(streams), list(d_streams), zeros)
-  (streams, d_streams, d_shared), d_weights = _loop(step, carried, _entries(weights), last_to_first)
+  carried = (list(streams), list(d_streams), [tf.zeros_like(tensor) for tensor in context])
+  like = {key: (stacked.dtype, stacked.shape[1:]) for key, stacked in _entries(weights).items()}
+  (streams, d_streams, d_context), d_weights = _loop(step, carried, like, last_to_first)
   in_loop = [[d_weights[k, i] for i in range(len(weights[k]))] for k in (0, 1)]
-  streams, d_streams = after((in_loop, d_shared), (streams, d_streams))
+  streams, d_streams = after((in_loop, d_context), (streams, d_streams))
   turns, weights, records = before
-  streams, d_streams, d_weights, d_here = undo(turns, streams, d_streams, weights, records, context, variables)
-  d_shared = [total if d is None else total + d for total, d in zip(d_shared, d_here, strict=True)]
-  return streams, d_streams, [*d_weights, *in_loop], d_shared
+  streams, d_streams, d_weights, d_here = undo(turns, streams, d_streams, weights, records, context)
+  return streams, d_streams, [*d_weights, *in_loop], sums(d_context, d_here)
 
 
 def stack(values: list[list[tf.Tensor]], first: int) -> list[list[tf.Tensor]]:
@@ -78,20 +94,21 @@ def unstack(turns: list[Turn], updates: Entries, first: int) -> Updates:
   """The updates of `run_loop` in the form of `run`'s.
 
   Raises:
-    ValueError: units share a layer whose state changes.
+    ValueError: functions share a layer whose state changes.
   """
   unstacked: Updates = {key: value for key, value in updates.items() if key[0] < first}
-  changed = {id(turns[k].state_variables[i]) for k, i in unstacked}
+  changed = [id(turns[k].state_variables[i]) for k, i in unstacked]
+  changed += [id(turn.state_variables[i]) for k, i in updates if k >= first for turn in turns[k::2]]
   for (k, i), tensor in updates.items():
     if k < first:
       continue
     variables = [turn.state_variables[i] for turn in turns[k::2]]
-    owned = set(map(id, variables)) - changed
-    if len(owned) < len(variables):
-      raise ValueError(
-        f"form 'while_loop' needs units whose states are their own, but {turns[k].name} shares "
-        f"{variables[0].path!r}, which changes, with other units; use form 'unrolled'"
-      )
+    for turn, variable in zip(turns[k::2], variables):
+      if changed.count(id(variable)) > 1:
+        raise ValueError(
+          f"form 'while_loop' needs functions whose states are their own, but {turn.name} shares "
+          f"{variable.path!r}, which changes, with another function; use form 'unrolled'"
+        )
     unstacked |= {(k + 2 * unit, i): value for unit, value in enumerate(tf.unstack(tensor, len(variables)))}
   return unstacked
 
@@ -102,24 +119,27 @@ def count_before_loop(functions: list[keras.layers.Layer], couplings: Sequence[C
   Raises:
     ValueError: other units differ, or have a coupling without an inverse.
   """
-  kinds = [(_configuration(function), _configuration(couplings[k])) for k, function in enumerate(functions)]
+  layers = [[function, couplings[k]] for k, function in enumerate(functions)]
+  kinds = [(list(map(_configuration, pair)), _variables(pair)) for pair in layers]
   for k, function in enumerate(functions[2:], start=2):
     if kinds[k] != kinds[2 + k % 2] or not couplings[k].invertible:
       raise ValueError(
         f"form 'while_loop' needs units after unit 0 that are alike and can be undone, but "
-        f"{function_name(k, function)} is not like that of unit 1, or its coupling has no inverse; use form "
-        "'unrolled'"
+        f"{function_name(k, function)} is not like that of unit 1{_difference(layers[k], layers[2 + k % 2])}, or its "
+        "coupling has no inverse; make units alike, or use form 'unrolled'"
       )
   alike = kinds[:2] == kinds[2:4] or not kinds[2:]
   return 0 if alike and all(coupling.invertible for coupling in couplings) else 2
 
 
-def _loop(step: Callable, carried: Tensors, like: Entries, indices: range) -> tuple[Tensors, Entries]:
+def _loop(
+  step: Callable, carried: Tensors, like: dict[Hashable, tuple], indices: range
+) -> tuple[Tensors, Entries]:
   """carried, output = step(index, carried), for each index: (the last carried, the outputs stacked by index).
 
-  An output may have any of the keys of `like`, which has the shapes and dtypes of the stacked outputs.
+  An output may have any of the keys of `like`, which says their dtypes and shapes.
   """
-  written: set[tuple[int, int]] = set()
+  written: set[Hashable] = set()
 
   def body(index, carried, arrays):
     carried, output = step(index, carried)
@@ -128,8 +148,7 @@ def _loop(step: Callable, carried: Tensors, like: Entries, indices: range) -> tu
     return index + indices.step, carried, arrays
 
   arrays = {
-    key: tf.TensorArray(stacked.dtype, len(indices), element_shape=stacked.shape[1:])
-    for key, stacked in like.items()
+    key: tf.TensorArray(dtype, len(indices), element_shape=shape) for key, (dtype, shape) in like.items()
   }
   _, carried, arrays = tf.while_loop(
     lambda index, *_: tf.not_equal(index, indices.stop),
@@ -138,15 +157,23 @@ def _loop(step: Callable, carried: Tensors, like: Entries, indices: range) -> tu
     parallel_iterations=1,  # More would hold more than one unit's activations.
     maximum_iterations=len(indices),
   )
-  return carried, {key: arrays[key].stack() for key in sorted(written)}
+  return carried, {key: arrays[key].stack() for key in like if key in written}
 
 
 def _entry(stacked: Tensors, index: tf.Tensor) -> Tensors:
-  return tf.nest.map_structure(lambda tensor: tf.gather(tensor, index), stacked)
+  return tf.nest.map_structure(lambda tensor: None if tensor is None else tf.gather(tensor, index), stacked)
 
 
-def _entries(tensors: list[list[tf.Tensor]]) -> Entries:
+def _entries(tensors: list[list[tf.Tensor]]) -> dict[tuple[int, int], tf.Tensor]:
   return {(k, i): tensor for k in (0, 1) for i, tensor in enumerate(tensors[k])}
+
+
+def _present(masks: Sequence[Mask]) -> dict[int, tf.Tensor]:
+  return {k: mask for k, mask in enumerate(masks) if mask is not None}
+
+
+def _names(masks: Sequence[Any]) -> str:
+  return " and ".join("a mask" if mask is not None and mask is not False else "none" for mask in masks)
 
 
 def _configuration(layer: keras.layers.Layer) -> Any:
@@ -160,3 +187,22 @@ def _configuration(layer: keras.layers.Layer) -> Any:
     return [anonymous(item) for item in config] if isinstance(config, list | tuple) else config
 
   return anonymous(keras.saving.serialize_keras_object(layer))
+
+
+def _variables(layers: Sequence[keras.layers.Layer]) -> list[str]:
+  """What the variables of layers are, in the order in which they were made."""
+  trained = {id(variable) for layer in layers for variable in layer.trainable_variables}
+  return [
+    f"{'trained' if id(variable) in trained else 'frozen'}, {variable.dtype}, of shape {tuple(variable.shape)}"
+    for layer in layers
+    for variable in layer.variables
+  ]
+
+
+def _difference(one: Sequence[keras.layers.Layer], other: Sequence[keras.layers.Layer]) -> str:
+  """The first variable of `one` that is not as in `other`, in words; nothing if there is none."""
+  paths = [variable.path for layer in one for variable in layer.variables]
+  for path, mine, theirs in zip(paths, _variables(one), _variables(other)):
+    if mine != theirs:
+      return f" ({path!r} is {mine}; there it is {theirs})"
+  return ""

@@ -1,11 +1,29 @@
 """The engine's uses of private parts of TensorFlow and Keras; requirements.txt bounds their versions for it."""
 
-from collections.abc import Sequence
-from typing import Any
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
+from keras.src import backend
 from tensorflow.compiler.tf2xla.python import xla
+from tensorflow.python.eager import forwardprop_util, record
+from tensorflow.python.framework import func_graph
 from tensorflow.python.ops import control_flow_util
+
+# (op's type, outputs, inputs, (gradients of outputs) -> gradients of inputs): puts an operation on all tapes.
+record_operation = record.record_operation
+# (tensors): whether a `tf.GradientTape` watches one of them.
+is_watched = record.should_record_backprop
+# No tape sees what is computed in this context.
+stop_recording = record.stop_recording
+# (tensor): the mask that Keras has attached to it, or None; (tensor, mask): attaches it.
+keras_mask, set_keras_mask = backend.get_keras_mask, backend.set_keras_mask
+
+
+def has_tangents(tensors: Sequence[tf.Tensor]) -> bool:
+  """Whether a `tf.autodiff.ForwardAccumulator` follows one of them."""
+  return bool(forwardprop_util.pack_tangents(list(tensors)).tangents)
 
 
 def is_compiled_by_xla(graph: tf.Graph) -> bool:
@@ -18,11 +36,28 @@ def optimization_barrier(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
   return list(xla.optimization_barrier(*tensors))
 
 
-def function_nodes(graph: tf.Graph, name: str) -> Sequence[Any]:
-  """The ops (NodeDef) of the function `name` that ops of the graph call."""
-  return graph._get_function(name).definition.node_def
+@contextlib.contextmanager
+def scratch_graph() -> Iterator[tf.Graph]:
+  """A context whose ops go to a graph that nothing runs. Its `captures` list what comes from outside.
+
+  It belongs to a single replica, whichever strategy is in force.
+  """
+  graph = func_graph.FuncGraph("scratch")
+  graph._distribution_strategy_stack = []
+  with graph.as_default():
+    yield graph
 
 
-def keras_mask(tensor: Any) -> Any:
-  """The mask that Keras has attached to a tensor; None if there is none."""
-  return getattr(tensor, "_keras_mask", None)
+def functions_called(op: tf.Operation) -> list[tf.Graph]:
+  """The graphs of the functions that an op calls, such as branches and loop bodies."""
+  attributes = op.node_def.attr.values()
+  names = [
+    function.name for value in attributes for function in (value.func, *value.list.func) if function.name
+  ]
+  return [op.graph._get_function(name).graph for name in names]
+
+
+def variable_name(handle: tf.Tensor) -> str | None:
+  """The name of the variable that a resource of eager mode is the handle of; None if it is none of a variable."""
+  found = re.search(r'name="(.*?)".*type="tensorflow::Var"', str(handle), re.DOTALL)
+  return found and re.sub(r"/\d+$", "", found.group(1))

@@ -1,16 +1,17 @@
 """Running a layer a second time, in the backward pass, where it cannot be undone: only its inputs are kept."""
 
 from collections.abc import Collection
-from typing import Any
 
 import keras
 import tensorflow as tf
 
-from resnet.reversible.checks import build_layer
-from resnet.reversible.gate import Tensors, activations_are_stored, after, without_storing
+from resnet.reversible.arguments import Call, call_arguments, is_float
+from resnet.reversible.checks import build_by_call, build_layer
+from resnet.reversible.custom_vjp import Tensors, watched, without_storing
+from resnet.reversible.gate import activations_are_stored, after
+from resnet.reversible.masks import with_mask
 from resnet.reversible.private_apis import keras_mask
-from resnet.reversible.replay import EVERYTHING, STATISTICS, StatelessLayers, gated, require_kinds
-from resnet.reversible.turn import Call, call_arguments
+from resnet.reversible.replay import STATISTICS, StatelessLayers, gated, require_kinds
 
 
 @keras.saving.register_keras_serializable("resnet")
@@ -27,8 +28,7 @@ class Recompute(keras.layers.Layer):
   Args:
     layer: the layer.
     keep: the kinds of tensors that the layer may keep of the first run beside its inputs, see replay.py.
-      Without "statistics" the second run repeats the first to the bit. With "everything" there is no second
-      run: activations are stored.
+      Without "statistics" the second run repeats the first to the bit.
 
   Call arguments:
     inputs: float tensors, or a structure of them.
@@ -36,7 +36,8 @@ class Recompute(keras.layers.Layer):
 
   Raises:
     NotImplementedError: the gradients are differentiated in turn.
-    ValueError: an argument that the layer does not take; in a graph, a layer that would not repeat itself.
+    ValueError: an argument that the layer does not take; a layer that would not repeat itself, or whose gradients
+      would be lost, see docs/reversible.md.
 
   Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
   """
@@ -61,12 +62,14 @@ class Recompute(keras.layers.Layer):
   def build(self, input_shape):
     build_layer(self.layer, input_shape, self.variable_dtype)
 
-  def call(self, inputs, training=False, mask=None, **kwargs):
-    return recompute(self.layer, inputs, training, self.keep, **_with_mask(self.layer, inputs, mask, kwargs))
+  def call(self, inputs, training=False, **kwargs):
+    if not self.layer.built:  # It takes more than its inputs, whose shapes are known only now.
+      build_by_call(self.layer, inputs, kwargs)
+    return recompute(self.layer, inputs, training, self.keep, **kwargs)
 
-  def compute_output_spec(self, inputs, training=False, mask=None, **kwargs):
-    Call(training, None, kwargs).require_taken(self.name, self.call_arguments)
-    return self.layer.compute_output_spec(inputs, **_with_mask(self.layer, inputs, mask, kwargs))
+  def compute_output_spec(self, inputs, training=False, **kwargs):
+    Call(training, kwargs).require_taken(self.name, self.call_arguments)
+    return build_by_call(self.layer, inputs, kwargs)
 
   def compute_output_shape(self, input_shape):
     return self.layer.compute_output_shape(input_shape)
@@ -94,60 +97,58 @@ def recompute(
 
   Args:
     layer: built.
-    inputs: float tensors, or a structure of them.
+    inputs: float tensors or variables, or a structure of them.
     training, keep, kwargs: as of `Recompute`.
+
+  Returns:
+    What the layer returns. Gradients go through float tensors.
   """
   require_kinds(keep)
-  call = Call(training, None, kwargs)
+  call = Call(training, kwargs)
   call.require_taken(layer.name, call_arguments(layer))
   if activations_are_stored():
-    return layer(inputs, **call.arguments_of(layer, 0, call.context))
+    return layer(inputs, **call.arguments_of(layer, call.context))
+  given = Call(training, {"inputs": inputs})
+  name = f"recomputed layer {layer.name!r}"
   stateless = StatelessLayers([layer], layer.name, keep)
   state = stateless.state()
+  structure = None
 
-  def run(weights, inputs, context, kept=None):
-    def call_layer(inputs, arguments):
-      return layer(inputs, **arguments)
-
-    arguments = call.arguments_of(layer, 0, context)
-    return stateless.run(call_layer, weights, state, inputs, arguments, kept=kept)
+  def call_layer(inputs, context):
+    nonlocal structure
+    outputs = layer(given.filled_in(inputs)["inputs"], **call.arguments_of(layer, context))
+    structure = outputs
+    return _floats(outputs)
 
   def forward(_, held):
-    if EVERYTHING not in keep:
-      return run(*held)
-    with tf.GradientTape(persistent=True) as tape:
-      tape.watch(held)
-      outputs, updates, _ = run(*held)
-    return outputs, updates, (tape, held, outputs)
-
-  def run_again(d_outputs, held, kept, variables):
     weights, inputs, context = held
-    inputs = after(d_outputs, inputs)
-    kept = gated(kept, inputs)
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-      tape.watch((weights, inputs, context, variables))
-      outputs, *_ = run(weights, inputs, context, kept)
-    return tape, (weights, inputs, context), outputs
-
-  def backward(_, d_outputs, held, record, variables):
-    tape, given, outputs = record if EVERYTHING in keep else run_again(d_outputs, held, record, variables)
-    *d_held, d_variables = tape.gradient(
-      outputs, (*given, variables), d_outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO
+    outputs, updates, kept = stateless.run(
+      call_layer, weights, state, inputs, context, key=(given.key, call.key)
     )
-    return (), tuple(tf.nest.map_structure(tf.convert_to_tensor, d) for d in d_held), d_variables
+    return outputs, (structure, updates), kept
 
-  held = (stateless.weights(), inputs, call.context)
-  outputs, updates = without_storing(f"recomputed layer {layer.name!r}", forward, backward, (), held)
+  def backward(_, d_outputs, held, kept):
+    weights, inputs, context = held
+    inputs, kept = after(d_outputs, inputs), gated(kept, d_outputs)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+      weights, inputs, context = held = watched(tape, (weights, inputs, context))
+      outputs, *_ = stateless.run(call_layer, weights, state, inputs, context, kept=kept)
+    return (), tape.gradient(outputs, held, d_outputs)
+
+  held = (stateless.weights(), given.context, call.context)
+  outputs, (structure, updates) = without_storing(name, forward, backward, (), held)
   for index, value in updates.items():
     stateless.state_variables[index].assign(value)
-  return outputs
+  return _with_floats(structure, outputs)
 
 
-def _with_mask(
-  layer: keras.layers.Layer, inputs: Tensors, mask: Any, arguments: dict[str, Any]
-) -> dict[str, Any]:
-  """`arguments`, and the mask if there is one that the layer takes."""
-  if mask is None:
-    mask = tf.nest.map_structure(keras_mask, inputs)
-  given = any(leaf is not None for leaf in tf.nest.flatten(mask))
-  return {**arguments, "mask": mask} if given and "mask" in call_arguments(layer) else arguments
+def _floats(outputs: Tensors) -> list[tf.Tensor]:
+  return [leaf for leaf in tf.nest.flatten(outputs) if is_float(leaf)]
+
+
+def _with_floats(outputs: Tensors, floats: list[tf.Tensor]) -> Tensors:
+  """`outputs`, with `floats` in place of the float tensors in it, carrying their Keras masks."""
+  given = iter(floats)
+  return tf.nest.map_structure(
+    lambda leaf: with_mask(next(given), keras_mask(leaf)) if is_float(leaf) else leaf, outputs
+  )

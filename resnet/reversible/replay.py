@@ -6,21 +6,23 @@ For a layer's author: with `replayed`, an expensive part of a layer is computed 
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
+import threading
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextvars import ContextVar
 
 import keras
 import tensorflow as tf
 
-from resnet.reversible.gate import Tensors, after
+from resnet.reversible.custom_vjp import Tensors, custom_vjp, mark_boundary, watched
+from resnet.reversible.gate import after
+from resnet.reversible.inspection import inspected, require_repeatable
+from resnet.reversible.masks import Mask, with_mask
 from resnet.reversible.private_apis import keras_mask
-from resnet.reversible.second_run import require_repeatable
 
 # What may be kept of a first run.
 STATISTICS = "statistics"  # what `replayed` keeps, small beside an activation
 ACTIVATIONS = "activations"  # what `keep_output` keeps
-EVERYTHING = "everything"  # whatever the gradients need: there is no second run
-KINDS = (STATISTICS, ACTIVATIONS, EVERYTHING)
+KINDS = (STATISTICS, ACTIVATIONS)
 
 
 @dataclasses.dataclass
@@ -32,12 +34,14 @@ class Entry:
     shape: of its output.
     tensors: what is kept.
     inner: what the layers within kept, if it is `keep_output`'s.
+    masks: that its input and its output carried.
   """
 
   layer: str
   shape: tf.TensorShape
   tensors: Tensors
   inner: "Kept | None" = None
+  masks: tuple[Mask, Mask] = (None, None)
 
 
 @dataclasses.dataclass
@@ -72,12 +76,17 @@ _current: ContextVar[_Run | None] = ContextVar("run", default=None)
 
 
 @contextlib.contextmanager
-def _running(run: _Run) -> Iterator[None]:
+def _running(run: _Run | None) -> Iterator[None]:
   previous = _current.set(run)
   try:
     yield
   finally:
     _current.reset(previous)
+
+
+def nothing_kept() -> contextlib.AbstractContextManager:
+  """A context in which layers keep nothing, and are handed nothing that was kept."""
+  return _running(None)
 
 
 def replayed(
@@ -127,12 +136,7 @@ def replayed(
     run.kept.entries.append(Entry(layer.name, y.shape, kept))
     return y, kept
   entry = run.next(layer.name)
-
-  @tf.custom_gradient
-  def compute(*inputs):
-    return again(entry.tensors, *inputs)
-
-  y = compute(*map(tf.convert_to_tensor, inputs))
+  y = custom_vjp(lambda given: _as_list(again(entry.tensors, *given)), [*inputs])
   if not y.shape.is_compatible_with(entry.shape):
     raise ValueError(
       f"layer {layer.name!r}: the second run gives {y.shape} by `replayed`, the first gave {entry.shape}"
@@ -155,45 +159,45 @@ def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False)
   Returns:
     The layer's output, one tensor.
 
-  Raises:
-    ValueError: activations are kept, and the layer takes or gives a Keras mask, or reads a trained variable
-      that is not its own, whose gradient would be lost.
+  Keras' masks that x and the output carry are carried in both runs.
   """
   run = _current.get()
   if run is None or ACTIVATIONS not in run.kinds:
     return layer(x, training=training)
   kinds = [kind for kind in run.kinds if kind != ACTIVATIONS]
   stateless = StatelessLayers([layer], layer.name, kinds)
+  weights = [run.weights[id(variable)] for variable in layer.trainable_variables if id(variable) in run.weights]
   if run.asked is None:
     state = stateless.state()
-    inner = _Run(kinds, run.weights, Kept())
-    with _running(inner), tf.GradientTape() as tape:  # Its own variables are tensors here.
+    inner, mask = _Run(kinds, run.weights, Kept()), keras_mask(x)
+    with _running(inner):
       y = layer(x, training=training)
-    for variable in tape.watched_variables():
-      raise ValueError(f"the output of {layer.name!r} cannot be kept: it reads {variable.name!r}, not its own")
-    if keras_mask(x) is not None or keras_mask(y) is not None:
-      raise ValueError(f"the output of {layer.name!r} cannot be kept: it takes or gives a mask")
-    run.kept.entries.append(Entry(layer.name, y.shape, (y, state, stateless.state()), inner.kept))
+    mark_boundary([y], [x, *weights])
+    kept = (y, state, stateless.state())
+    run.kept.entries.append(Entry(layer.name, y.shape, kept, inner.kept, (mask, keras_mask(y))))
     return y
   entry = run.next(layer.name)
   y, state, new_state = entry.tensors
   for variable, value in zip(stateless.state_variables, new_state, strict=True):
     variable.assign(value)  # For layers that share it. The variable itself does not change in a second run.
 
-  @tf.custom_gradient
-  def output(x, *weights):
-    def gradient(dy):
-      late, late_state = after(dy, (x, state))
+  def output(given):
+    def pullback(dy):
+      late, late_state = after(dy, (given, state))
       with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch((late, weights))
+        x, weights = late = watched(tape, late)
         again, *_ = stateless.run(
-          lambda x: layer(x, training=training), [*weights], late_state, late, kept=gated(entry.inner, dy)
+          lambda x: layer(with_mask(x, entry.masks[0]), training=training),
+          weights,
+          late_state,
+          x,
+          kept=gated(entry.inner, dy),
         )
-      return tape.gradient(again, (late, *weights), dy, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+      return tape.gradient(again, late, dy)
 
-    return tf.identity(y), gradient
+    return tf.identity(y), pullback
 
-  return output(x, *[run.weights[id(variable)] for variable in layer.trainable_variables])
+  return with_mask(custom_vjp(output, (x, weights)), entry.masks[1])
 
 
 class StatelessLayers:
@@ -205,18 +209,23 @@ class StatelessLayers:
     keep: the kinds of tensors, see above, that the first run may keep for the second.
 
   Attributes:
-    state_variables: the variables that are not trained. Their values before a run are its state.
+    trained_variables: their values are its weights.
+    state_variables: the other variables. Their values before a run are its state.
   """
 
   def __init__(self, layers: Sequence[keras.layers.Layer], name: str, keep: Collection[str] = ()):
-    self._trainable = [variable for layer in layers for variable in layer.trainable_variables]
-    self.state_variables = [variable for layer in layers for variable in layer.non_trainable_variables]
+    variables = {id(variable): variable for layer in layers for variable in layer.variables}
+    trained = {id(variable) for layer in layers for variable in layer.trainable_variables}
+    # In the order of `variables`, which freezing does not change.
+    self.trained_variables = [variable for key, variable in variables.items() if key in trained]
+    self.state_variables = [variable for key, variable in variables.items() if key not in trained]
+    self._owner = layers[-1]
     self._name = name
     self._keep = keep
 
   def weights(self) -> list[tf.Tensor]:
     """The values of the trained variables."""
-    return [tf.convert_to_tensor(variable.value) for variable in self._trainable]
+    return [tf.convert_to_tensor(variable.value) for variable in self.trained_variables]
 
   def state(self) -> list[tf.Tensor]:
     """The values of the other variables, as tensors: the variables change before the second run."""
@@ -231,6 +240,7 @@ class StatelessLayers:
     state: list[tf.Tensor],
     *inputs: Tensors,
     kept: Kept | None = None,
+    key: Hashable = None,
   ) -> tuple[Tensors, dict[int, tf.Tensor], Kept]:
     """`call(*inputs)`: (what it returns, new values of the state that it changes by index, what was kept).
 
@@ -238,16 +248,27 @@ class StatelessLayers:
       call: a function of `inputs` and the layers' variables.
       weights, state: as of `weights()` and `state()`.
       kept: what the first run kept; makes this the second run.
+      key: in a first run, what else `call` depends on, but for values of tensors. None: it is no run of its own.
 
     Raises:
-      ValueError: the code cannot be run twice, see `require_repeatable` and `replayed`, or adds a loss.
+      ValueError: the code cannot be run twice, see inspection.py and `replayed`, or adds a loss.
     """
-    given = {id(variable): weight for variable, weight in zip(self._trainable, weights, strict=True)}
+    if kept is None and key is not None:
+
+      def first_run(weights, inputs, state):
+        return self._run(call, weights, state, inputs, None)[0]
+
+      require_repeatable(self._name, first_run, weights, list(inputs), state, self._owner, (key, self._keep))
+    with inspected():
+      return self._run(call, weights, state, inputs, kept)
+
+  def _run(self, call, weights, state, inputs, kept):
+    given = {id(variable): weight for variable, weight in zip(self.trained_variables, weights, strict=True)}
     run = _Run(self._keep, given, Kept()) if kept is None else _Run(self._keep, given, kept, asked=0)
-    variables = [*self._trainable, *self.state_variables]
+    variables = [*self.trained_variables, *self.state_variables]
     with (
       _running(run),
-      require_repeatable(self._name, (weights, state, inputs)) if kept is None else contextlib.nullcontext(),
+      _INLINE,
       keras.StatelessScope(zip(variables, weights + state, strict=True), collect_losses=True) as scope,
     ):
       old = [scope.get_current_value(variable) for variable in self.state_variables]
@@ -266,6 +287,44 @@ class StatelessLayers:
     return outputs, {k: value for k, value in enumerate(new) if value is not old[k]}, run.kept
 
 
+class _Inline:
+  """A context in which every tf.function runs as the Python function that it is.
+
+  A tf.function keeps what it was traced with, weights included. The switch is one for all threads: replicas'
+  threads take turns within such contexts.
+  """
+
+  def __init__(self):
+    self._lock, self._within, self._before = threading.Lock(), 0, False
+
+  def __enter__(self):
+    with self._lock:
+      if not self._within:
+        self._before = tf.config.functions_run_eagerly()
+        tf.config.run_functions_eagerly(True)
+      self._within += 1
+
+  def __exit__(self, *_):
+    with self._lock:
+      self._within -= 1
+      if not self._within:
+        tf.config.run_functions_eagerly(self._before)
+
+
+_INLINE = _Inline()
+
+
+def _as_list(result):
+  """(y, its gradient function, which may give a single gradient) as `custom_vjp` takes it."""
+  y, gradient = result
+
+  def pullback(dy):
+    d_inputs = gradient(dy)
+    return [*d_inputs] if isinstance(d_inputs, list | tuple) else [d_inputs]
+
+  return y, pullback
+
+
 def require_kinds(keep: Collection[str]) -> None:
   """Raises ValueError unless `keep` is a collection of kinds that may be kept."""
   if isinstance(keep, str) or not set(keep) <= set(KINDS):
@@ -273,16 +332,12 @@ def require_kinds(keep: Collection[str]) -> None:
 
 
 def gated(kept: Kept, inputs: Tensors) -> Kept:
-  """`kept`, whose users wait until `inputs` are computed: what depends on kept tensors must be gated, too.
-
-  Here `tf.custom_gradient`, which looks for the variables that a result depends on, stops: behind the kept
-  tensors lies the forward pass of the whole network.
-  """
+  """`kept`, whose users wait until `inputs` are computed: what depends on kept tensors must be gated, too."""
   return Kept(
     [
       dataclasses.replace(
         entry,
-        tensors=after(inputs, entry.tensors, tf.stop_gradient),
+        tensors=after(inputs, entry.tensors),
         inner=None if entry.inner is None else gated(entry.inner, inputs),
       )
       for entry in kept.entries

@@ -3,7 +3,9 @@
 import tensorflow as tf
 
 from resnet.reversible.gate import after
-from resnet.reversible.turn import Record, Streams, Turn
+from resnet.reversible.masks import Mask
+from resnet.reversible.plain import Streams
+from resnet.reversible.turn import Record, Turn
 
 # (k, i): the new value of state variable i of turn k.
 Updates = dict[tuple[int, int], tf.Tensor]
@@ -12,11 +14,12 @@ Updates = dict[tuple[int, int], tf.Tensor]
 def run(
   turns: list[Turn],
   streams: Streams,
+  masks: list[Mask],
   weights: list[list[tf.Tensor]],
   states: list[list[tf.Tensor]],
   context: list[tf.Tensor],
-) -> tuple[Streams, Updates, list[Record]]:
-  """Forward: ((y1, y2), new values of changed states, what the backward pass needs).
+) -> tuple[Streams, list[Mask], Updates, list[Record]]:
+  """Forward: ((y1, y2), their masks, new values of changed states, what the backward pass needs).
 
   A layer that several turns share sees the state as the turn before left it.
   """
@@ -25,11 +28,11 @@ def run(
   records = []
   for k, turn in enumerate(turns):
     state = [latest.get(id(variable), value) for variable, value in zip(turn.state_variables, states[k])]
-    streams, changed, record = turn.run(streams, weights[k], state, context)
+    streams, masks, changed, record = turn.run(streams, masks, weights[k], state, context)
     for i, value in changed.items():
       latest[id(turn.state_variables[i])] = updates[k, i] = value
     records.append(record)
-  return streams, updates, records
+  return streams, masks, updates, records
 
 
 def undo(
@@ -39,28 +42,30 @@ def undo(
   weights: list[list[tf.Tensor]],
   records: list[Record],
   context: list[tf.Tensor],
-  variables: list[tf.Variable],
 ) -> tuple[Streams, Streams, list[list[tf.Tensor]], list[tf.Tensor | None]]:
   """Backward, from (y1, y2) and their gradients.
 
   Returns:
-    (x1, x2), and the gradients of (x1, x2), of the weights, and of context + variables. Each of the last is the
-    sum over the turns, or None if no turn depends on the tensor.
+    (x1, x2), and the gradients of (x1, x2), of the weights, and of context. Each of the last is the sum over the
+    turns, or None if no turn depends on the tensor.
   """
   gated: list[list[tf.Tensor]] = []
   d_weights: list[list[tf.Tensor]] = []  # since the last gate
-  d_shared: list[tf.Tensor | None] = [None] * (len(context) + len(variables))
+  d_context: list[tf.Tensor | None] = [None] * len(context)
   for k, turn in reversed(list(enumerate(turns))):
-    streams, d_streams, d_weight, d_here = turn.undo(
-      streams, d_streams, weights[k], records[k], context, variables
-    )
+    streams, d_streams, d_weight, d_here = turn.undo(streams, d_streams, weights[k], records[k], context)
     d_weights.append(d_weight)
-    d_shared = [b if a is None else a if b is None else a + b for a, b in zip(d_shared, d_here, strict=True)]
+    d_context = sums(d_context, d_here)
     if k == 0 or turns[k - 1].waits:  # All that comes before waits until the gradients so far are done.
-      done = (d_weights, [d for d in d_shared if d is not None])
+      done = (d_weights, [d for d in d_context if d is not None])
       streams, d_streams = after((d_streams, *done), (streams, d_streams))
       gated, d_weights = [*gated, *d_weights], []
-  return streams, d_streams, gated[::-1], d_shared
+  return streams, d_streams, gated[::-1], d_context
+
+
+def sums(one: list[tf.Tensor | None], other: list[tf.Tensor | None]) -> list[tf.Tensor | None]:
+  """The sums of gradients, of which None is 0."""
+  return [b if a is None else a if b is None else a + b for a, b in zip(one, other, strict=True)]
 
 
 def rebuild(

@@ -1,0 +1,79 @@
+"""What a layer is called with beside its inputs, taken by value, to be handed to the layers in it in every run."""
+
+import inspect
+from collections.abc import Collection, Hashable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from resnet.reversible.masks import with_mask
+from resnet.reversible.private_apis import keras_mask
+
+
+class Call:
+  """The arguments of a call. Tensors and variables have the values of now, and Keras' masks that they carry.
+
+  Args:
+    training: for all layers.
+    arguments: by name; each goes to the layers whose `call` has an argument of the name.
+
+  Attributes:
+    context: the float tensors in `arguments`, for which gradients are wanted.
+    key: what the arguments are, but for the values of tensors.
+  """
+
+  def __init__(self, training: bool, arguments: dict[str, Any]):
+    self.training, self._arguments = training, arguments
+    self._leaves = [by_value(leaf) for leaf in tf.nest.flatten(arguments, expand_composites=True)]
+    self._masks = [keras_mask(leaf) for leaf in self._leaves]
+    self.context = [leaf for leaf in self._leaves if is_float(leaf)]
+    shown = [(leaf.dtype, leaf.shape) if tf.is_tensor(leaf) else leaf for leaf in self._leaves]
+    self.key: Hashable = str((training, sorted(arguments), shown, [mask is None for mask in self._masks]))
+
+  def filled_in(self, context: list[tf.Tensor]) -> dict[str, Any]:
+    """The arguments, with `context` in place of the float tensors."""
+    floats = iter(context)
+    leaves = [next(floats) if is_float(leaf) else leaf for leaf in self._leaves]
+    leaves = [leaf if mask is None else with_mask(leaf, mask) for leaf, mask in zip(leaves, self._masks)]
+    return tf.nest.pack_sequence_as(self._arguments, leaves, expand_composites=True)
+
+  def arguments_of(self, layer: keras.layers.Layer, context: list[tf.Tensor]) -> dict[str, Any]:
+    """Those of `filled_in` that the layer takes, and `training`."""
+    names = call_arguments(layer)
+    taken = {name: value for name, value in self.filled_in(context).items() if name in names}
+    return {"training": self.training, **taken}
+
+  def require_taken(self, name: str, taken: Collection[str]) -> None:
+    """Raises ValueError for an argument that is not one of `taken`."""
+    for argument in self._arguments:
+      if argument not in taken:
+        raise ValueError(
+          f"{name} was called with {argument!r}, which no layer in it takes; they take "
+          f"{', '.join(map(repr, sorted(taken))) or 'no arguments'}"
+        )
+
+
+def by_value(leaf: Any) -> Any:
+  """The value of a tensor or variable as it is now, carrying the same Keras mask; anything else as it is."""
+  if not isinstance(leaf, tf.Tensor | tf.Variable | keras.Variable | np.ndarray):
+    return leaf
+  tensor = tf.convert_to_tensor(leaf)
+  return tensor if tensor is leaf else with_mask(tensor, keras_mask(leaf))
+
+
+def call_arguments(layer: keras.layers.Layer) -> set[str]:
+  """The names of the arguments of a layer's `call`, without its inputs and `training`.
+
+  A layer that hands arguments on, as a chain does, has an attribute `call_arguments` that says which.
+  """
+  if hasattr(layer, "call_arguments"):
+    return layer.call_arguments
+  _, *others = inspect.signature(layer.call).parameters.values()
+  return {p.name for p in others if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"training"}
+
+
+def is_float(leaf: Any) -> bool:
+  """Whether it is a tensor that gradients go through."""
+  return tf.is_tensor(leaf) and leaf.dtype.is_floating

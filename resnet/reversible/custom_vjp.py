@@ -1,0 +1,175 @@
+"""Functions with gradients of their own: what `tf.custom_gradient` does, and what it does not.
+
+- What belongs to a graph goes when the graph goes. TensorFlow's registry would keep it, with all variables.
+- Each position of the inputs has its own gradient, also where one tensor stands in several.
+- Nothing but the inputs has a gradient; what else a function may depend on is refused by inspection.py.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import tensorflow as tf
+
+from resnet.reversible.private_apis import has_tangents, is_watched, record_operation, stop_recording
+
+Tensors = Any  # a tensor, or lists, tuples and dicts of them
+
+_OP_TYPE = "ReversibleCustomVjp"  # of all gradients; which one an op has is an attribute of its graph
+_PULLBACKS = "reversible_pullbacks"
+_ORDINARY = "set manual_gradients=False (in a Recompute: call its layer) where they are needed"
+
+_boundaries: ContextVar[list | None] = ContextVar("boundaries", default=None)
+
+
+def custom_vjp(function: Callable, inputs: Tensors) -> Tensors:
+  """The outputs of a function that says itself how gradients go back through it (vector-Jacobian product).
+
+  Args:
+    function: inputs -> (outputs, pullback). Outputs are float tensors, pullback is a function: gradients of the
+      outputs -> those of the inputs, in the inputs' structure, None where there is none. No tape of eager mode
+      sees what `function` computes.
+    inputs: float tensors.
+  """
+  flat = [tf.convert_to_tensor(tensor) for tensor in tf.nest.flatten(inputs)]
+  eager = tf.executing_eagerly()
+  given = [tf.stop_gradient(tensor) for tensor in flat] if eager else flat
+  outputs, pullback = function(tf.nest.pack_sequence_as(inputs, given))
+  results = tf.nest.flatten(outputs)
+  mark_boundary(results, flat)
+
+  def gradients(*d_results):
+    d_inputs = tf.nest.flatten(pullback(tf.nest.pack_sequence_as(outputs, d_results)))
+    assert len(d_inputs) == len(flat)
+    return d_inputs
+
+  if eager:
+    results = [tf.identity(tensor) for tensor in results]
+  else:
+    results = _in_graph(results, flat, gradients)
+  record_operation("custom_vjp", results, flat, gradients)
+  return tf.nest.pack_sequence_as(outputs, results)
+
+
+@contextlib.contextmanager
+def boundaries() -> Iterator[list[tuple[list[tf.Tensor], list[tf.Tensor]]]]:
+  """A context that lists what `mark_boundary` is called with."""
+  before = _boundaries.set([])
+  try:
+    yield _boundaries.get()
+  finally:
+    _boundaries.reset(before)
+
+
+def mark_boundary(results: list[tf.Tensor], inputs: list[tf.Tensor]) -> None:
+  """Lists in `boundaries` that the gradients of `results` go to `inputs` alone."""
+  if (found := _boundaries.get()) is not None:
+    found.append((results, inputs))
+
+
+def fresh(tensors: Tensors) -> Tensors:
+  """The same values, each position a tensor of its own."""
+  return tf.nest.map_structure(tf.identity, tensors)
+
+
+def watched(tape: tf.GradientTape, tensors: Tensors) -> Tensors:
+  """`fresh` tensors that the tape watches."""
+  with tape.stop_recording():
+    tensors = fresh(tensors)
+  tape.watch(tensors)
+  return tensors
+
+
+def _in_graph(results, inputs, gradients):
+  """`results`, behind an op whose gradient is `gradients` for whoever differentiates the graph without a tape."""
+  graph = tf.compat.v1.get_default_graph()
+  with stop_recording(), graph.gradient_override_map({"IdentityN": _OP_TYPE}):
+    outputs = tf.identity_n([*results, *inputs])
+
+  def of_op(*d_outputs):
+    return [*[None] * len(results), *gradients(*d_outputs[: len(results)])]
+
+  if not hasattr(graph, _PULLBACKS):
+    setattr(graph, _PULLBACKS, {})
+  getattr(graph, _PULLBACKS)[outputs[0].op.name] = of_op
+  return outputs[: len(results)]
+
+
+@tf.RegisterGradient(_OP_TYPE)
+def _gradient_of_op(op, *d_outputs):
+  pullback = getattr(op.graph, _PULLBACKS, {}).get(op.name)
+  if pullback is None:
+    raise NotImplementedError(
+      f"{op.name} was loaded or copied without its gradient; differentiate the layer that made it"
+    )
+  return pullback(*d_outputs)
+
+
+def without_storing(
+  name: str, forward: Callable, backward: Callable, rebuilt: Tensors, held: Tensors
+) -> tuple[Tensors, Any]:
+  """Runs `forward(rebuilt, held)`. Only `held`, outputs and residuals are stored for the backward pass.
+
+  Args:
+    name: of what is run, for errors.
+    forward: (rebuilt, held) -> (outputs, others, residuals). Outputs are differentiated, others are not, and
+      residuals are whatever the backward pass needs.
+    backward: (outputs, their gradients, held, residuals) -> (gradients of rebuilt, of held).
+    rebuilt: float tensors that are not stored for the backward pass.
+    held: float tensors that are stored for the backward pass.
+
+  Returns:
+    Outputs and others.
+
+  Raises:
+    NotImplementedError: the gradients that `backward` gives are differentiated in turn, or forward-mode gradients
+      are wanted.
+    ValueError: in eager mode, `forward` uses what a tape watches beside its arguments.
+  """
+  if has_tangents(tf.nest.flatten((rebuilt, held))):
+    raise NotImplementedError(
+      f"forward-mode gradients (tf.autodiff.ForwardAccumulator) through {name} are not supported; {_ORDINARY}"
+    )
+  link = custom_vjp(
+    lambda given: (tf.zeros([]), lambda _: tf.nest.map_structure(lambda _: None, given)), (rebuilt, held)
+  )
+  others: Any = None  # Not among the outputs: for each of these the backward pass has ops.
+
+  def run(given):
+    nonlocal others
+    outputs, others, residuals = forward(*given)
+    if tf.executing_eagerly() and is_watched(tf.nest.flatten(outputs)):  # It was shown nothing that is watched.
+      raise ValueError(
+        f"{name} uses a tensor computed outside of it, which no gradient would reach; hand it over as an argument "
+        "of the call"
+      )
+
+    def pullback(d_outputs):
+      # Captured anew: in control flow TensorFlow shows a tape the first capture of a tensor alone.
+      d_given = backward(outputs, d_outputs, fresh(given[1]), residuals)
+      return _first_order(name, link, d_given)
+
+    return outputs, pullback
+
+  return custom_vjp(run, (rebuilt, held)), others
+
+
+def _first_order(name: str, link: tf.Tensor, gradients: Tensors) -> Tensors:
+  """`gradients`, made to refuse differentiation.
+
+  A tape has not seen how the activations behind `gradients` were computed, so its gradients of them would be
+  wrong. `link` connects `gradients` to all that they depend on, so that a tape always comes through here.
+  """
+
+  def identity(given):
+    def refuse(_):
+      raise NotImplementedError(
+        f"gradients of gradients through {name} are not supported, since it stores no activations; {_ORDINARY}"
+      )
+
+    return given[1:], refuse
+
+  flat = [d for d in tf.nest.flatten(gradients) if d is not None]
+  refused = iter(custom_vjp(identity, [link, *flat]))
+  return tf.nest.map_structure(lambda d: None if d is None else next(refused), gradients)

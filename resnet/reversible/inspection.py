@@ -1,0 +1,178 @@
+"""What a second run would not repeat, or whose gradient would be lost: found before the first run, and refused.
+
+A function is traced once into a scratch graph, of its explicit arguments alone. All that it does is then there to
+be seen, in eager mode as well.
+"""
+
+import contextlib
+from collections.abc import Callable, Collection, Hashable, Iterator
+from contextvars import ContextVar
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import tensorflow as tf
+
+from resnet.reversible.custom_vjp import Tensors, boundaries
+from resnet.reversible.private_apis import functions_called, scratch_graph, variable_name
+
+# By how the type of a stateful op begins: ops that draw from a generator with a state of its own; that change a
+# variable; and those that do nothing of what would matter in a second run: they read, call functions (which are
+# looked into), print, or speak to other devices.
+_RANDOM = ("Random", "TruncatedNormal", "ParameterizedTruncatedNormal", "Multinomial", "Rng") + ("Stateful",)
+_ASSIGNING = ("Assign", "Resource")
+_HARMLESS = ("ReadVariableOp", "ResourceGather", "VarIsInitializedOp", "VariableShape", "LookupTable") + (
+  ("StatefulPartitionedCall", "If", "While", "Case", "Print", "Assert", "CheckNumerics", "XlaSharding")
+  + ("Collective", "Nccl", "CudnnRNN", "TensorArray", "HashTable", "_")
+)
+_WITHOUT_GRADIENT = ("StopGradient", "PreventGradient", "ZerosLike", "OnesLike")
+
+_fine: WeakKeyDictionary[Any, set[Hashable]] = WeakKeyDictionary()
+_within: ContextVar[bool] = ContextVar("within", default=False)
+
+
+@contextlib.contextmanager
+def inspected() -> Iterator[None]:
+  """A context of what has been inspected as part of something larger."""
+  before = _within.set(True)
+  try:
+    yield
+  finally:
+    _within.reset(before)
+
+
+def require_repeatable(
+  name: str, run: Callable, weights: Tensors, others: Tensors, state: Tensors, owner: Any, key: Hashable
+) -> None:
+  """Refuses a function that cannot be run twice, or whose gradient would be lost.
+
+  In eager mode a function is looked at once for each signature. Inside a function that is looked at itself,
+  nothing is done.
+
+  Args:
+    name: of the function, for errors.
+    run: (weights, others, state) -> outputs.
+    weights, others, state: float tensors. Gradients are wanted for the first two.
+    owner, key: what was found for a key is remembered as long as the owner is there.
+
+  Raises:
+    ValueError: what was found, and what to do.
+  """
+  if _within.get():
+    return
+  given = (weights, others, state)
+  if tf.executing_eagerly():
+    key = (key, str(tf.nest.map_structure(lambda tensor: (tensor.dtype, tensor.shape), given)))
+    if key in _fine.get(owner, ()):
+      return
+  with inspected(), scratch_graph() as graph:
+    placeholders = tf.nest.map_structure(lambda t: tf.compat.v1.placeholder(t.dtype, t.shape), given)
+    with boundaries() as found:
+      try:
+        outputs = run(*placeholders)
+      except tf.errors.OperatorNotAllowedInGraphError as error:
+        raise ValueError(
+          f"{name} has Python's control flow over values of tensors, which cannot be traced: {error}; use tf.cond, "
+          "tf.while_loop or tf.map_fn, also in a tf.function that the layer calls"
+        ) from error
+    graph.outputs += [tensor for tensor in tf.nest.flatten(outputs) if tf.is_symbolic_tensor(tensor)]
+    ops = list(_all_ops(graph))
+    weights, others, state = (tf.nest.flatten(tensors) for tensors in placeholders)
+    _refuse_ops(name, ops)
+    _refuse_outside(name, graph)
+    for op in ops:
+      if op.node_def.attr["_gradient_op_type"].s.startswith(b"CustomGradient"):
+        _refuse_hidden(name, *_results_and_arguments(op, ops), weights)
+    for results, arguments in found:
+      _refuse_hidden(name, results, arguments, [*weights, *others])
+  if tf.executing_eagerly():
+    _fine.setdefault(owner, set()).add(key)
+
+
+def _all_ops(graph: tf.Graph) -> Iterator[tf.Operation]:
+  """The ops of a graph and of the functions that it calls."""
+  for op in graph.get_operations():
+    yield op
+    for function in functions_called(op):
+      yield from _all_ops(function)
+
+
+def _refuse_ops(name: str, ops: Collection[tf.Operation]) -> None:
+  """Refuses stateful ops, but the harmless."""
+  for op in ops:
+    if not op.op_def.is_stateful or op.type.startswith(_HARMLESS):
+      continue
+    if op.type.startswith(_RANDOM):
+      raise ValueError(
+        f"{name} draws random numbers by TensorFlow's op {op.type}, which would draw others when run again in "
+        "the backward pass; draw them by keras.random with a keras.random.SeedGenerator of the layer"
+      )
+    if op.type.startswith(_ASSIGNING):
+      raise ValueError(
+        f"{name} changes a variable by TensorFlow's op {op.type}, which would be done again in the backward "
+        "pass; make it a weight of the layer (add_weight)"
+      )
+    raise ValueError(
+      f"{name} uses TensorFlow's op {op.type}, which has a state of its own: it may do something else when run "
+      "again in the backward pass; compute it outside, and hand it over as an argument of the call"
+    )
+
+
+def _refuse_outside(name: str, graph: tf.Graph) -> None:
+  """Refuses variables and float tensors that are none of the arguments, but constants."""
+  for tensor, _ in graph.captures:
+    outside = _outermost(tensor)
+    if tensor.dtype == tf.resource:
+      variable = variable_name(outside)
+      if variable is not None:
+        raise ValueError(
+          f"{name} reads the variable {variable!r}, which is no weight of it: it may change before the backward "
+          "pass reads it again; make it a weight of the layer (add_weight, or a layer that is an attribute), or "
+          "hand its value over as an argument of the call"
+        )
+    elif outside.dtype.is_floating and tf.is_symbolic_tensor(outside) and outside.op.type != "Const":
+      raise ValueError(
+        f"{name} uses the tensor {outside.name!r}, computed outside of it, which no gradient would reach; hand it "
+        "over as an argument of the call"
+      )
+
+
+def _refuse_hidden(
+  name: str, results: list[tf.Tensor], arguments: list[tf.Tensor], sources: list[tf.Tensor]
+) -> None:
+  """Refuses a custom gradient whose results depend on one of `sources` otherwise than by its arguments."""
+  seen = {id(tensor) for tensor in arguments}
+  sought = {id(tensor) for tensor in sources}
+  todo = [tensor for tensor in results if id(tensor) not in seen]
+  while todo:
+    tensor = todo.pop()
+    if id(tensor) in seen or not tensor.dtype.is_floating or not tf.is_symbolic_tensor(tensor):
+      continue
+    seen.add(id(tensor))
+    if id(tensor) in sought:
+      raise ValueError(
+        f"{name} uses a weight or an input inside of a custom gradient (tf.custom_gradient, tf.recompute_grad, "
+        "keras.remat, Recompute) that does not take it as an argument, so its gradient would be lost; hand it "
+        "over as an argument there, or use resnet.reversible.Recompute(layer) with a layer that has the weight"
+      )
+    if tensor.op.type == "Placeholder":
+      todo += [outer for outer, inner in getattr(tensor.graph, "captures", ()) if inner is tensor]
+    elif tensor.op.type not in _WITHOUT_GRADIENT:
+      todo += tensor.op.inputs
+
+
+def _results_and_arguments(op: tf.Operation, ops: Collection[tf.Operation]):
+  """What `tf.custom_gradient` computed, and from what: its op has both as inputs; only results are used further."""
+  outputs = {id(tensor) for tensor in op.graph.outputs}
+  used = [bool(tensor.consumers()) or id(tensor) in outputs for tensor in op.outputs]
+  last = max((k for k, is_used in enumerate(used) if is_used), default=-1)
+  return list(op.inputs)[: last + 1], list(op.inputs)[last + 1 :]
+
+
+def _outermost(tensor: tf.Tensor) -> tf.Tensor:
+  """The tensor of an outer graph or of eager mode that `tensor` is a placeholder of; otherwise `tensor`."""
+  while tf.is_symbolic_tensor(tensor) and tensor.op.type == "Placeholder":
+    outside = [outer for outer, inner in getattr(tensor.graph, "captures", ()) if inner is tensor]
+    if not outside:
+      break
+    (tensor,) = outside
+  return tensor
