@@ -1,10 +1,11 @@
-"""Layers of the networks in their second run, in the backward pass."""
+"""Layers of the networks: frozen, and in their second run, in the backward pass."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from chains import run_ops
-from helpers import assert_close
+from helpers import assert_close, values
 
 from resnet.models.layers import BatchNorm
 from resnet.models.residual import ResidualFunction
@@ -38,6 +39,35 @@ def test_batch_norm_runs_again_by_the_statistics_of_its_first_run():
   _, (moved, *_), _ = run_twice(layer, ["statistics"], x, dy, moved_by=1)
   slope = layer.gamma / np.sqrt(np.var(x, axis=(0, 1, 2)) + 1e-3)
   assert_close([moved], [expected[0] + slope], 1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-14)])
+def test_a_frozen_batch_norm_does_what_that_of_keras_does(dtype, tolerance):
+  random = np.random.RandomState(11)
+  ours, theirs = (
+    BatchNorm(dtype=dtype),
+    keras.layers.BatchNormalization(epsilon=1e-3, momentum=0.99, dtype=dtype),
+  )
+  for layer in (ours, theirs):
+    layer.build((None, 4, 4, 3))
+  start = [random.uniform(1, 2, size=3) for _ in ours.variables]
+  x, dy = (tf.constant(random.normal(5, 3, size=(6, 4, 4, 3)), dtype) for _ in range(2))
+
+  def step(layer, trainable):
+    for variable, value in zip(layer.variables, start, strict=True):
+      variable.assign(value)
+    layer.trainable = trainable
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      y = layer(x, training=True)
+    return [y, *tape.gradient(y, [x, *layer.trainable_variables], dy)], values([layer.moving_mean])
+
+  for trainable in (False, True, False):
+    results, moved = step(ours, trainable)
+    expected, moved_as = step(theirs, trainable)
+    assert_close(results, expected, tolerance)
+    assert_close(moved, moved_as, tolerance)
+    assert np.allclose(moved, start[2]) != trainable
 
 
 @pytest.mark.parametrize("bottleneck", [False, True])

@@ -1,6 +1,7 @@
 """Networks: sizes, names, and gradients that do not depend on how they are computed."""
 
 import dataclasses
+import itertools
 import re
 
 import keras
@@ -127,6 +128,62 @@ def test_mixed_precision_is_in_the_functions_alone(dtype, half, monkeypatch):
   assert streams == {tf.float32}
   assert {tensor.dtype for tensor in [loss, *gradients]} == {tf.float32}
   assert {variable.dtype for variable in model.variables} == {"float32"}
+
+
+def batch_norms(model):
+  subs = [sub for unit in itertools.chain(*model.stages) for sub in unit.f.subs + unit.g.subs]
+  return [model.stem.bn, *(sub.bn for sub in subs if sub.bn), model.final_bn.layer]
+
+
+FROZEN = {
+  "batch norms": batch_norms,
+  "stem": lambda model: [model.stem],
+  "stage": lambda model: model.stages[0],
+  "unit": lambda model: [model.stages[1][1]],
+  "function": lambda model: [model.stages[0][0].g],
+  "all but the classifier": lambda model: model.layers[:-1],
+}
+
+
+def freeze(model, part, trainable=False):
+  for layer in FROZEN[part](model):
+    layer.trainable = trainable
+
+
+@pytest.mark.parametrize("part", FROZEN)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-11), ("float32", 1e-4)])
+def test_manual_and_ordinary_gradients_of_a_partly_frozen_network_agree(part, dtype, tolerance):
+  model = make_model("revnet-test", dtype)
+  images, labels = make_batch(model, 6)
+  networks = [model, copy_of(model, manual_gradients=False)]
+  statistics = {
+    variable.path: variable.numpy() for norm in batch_norms(model) for variable in norm.non_trainable_variables
+  }
+  for network in networks:
+    freeze(network, part)
+  manual, ordinary = (train_once(network, images, labels) for network in networks)
+  assert_close(manual[0], ordinary[0], tolerance)
+  assert_close(manual[1], ordinary[1], tolerance, paths(model.trainable_variables))
+  assert_close(manual[2], ordinary[2], tolerance, paths(model.non_trainable_variables))
+  after = dict(zip(paths(model.non_trainable_variables), manual[2], strict=True))
+  moved = {path for path, before in statistics.items() if np.any(after[path] != before)}
+  assert moved == {
+    variable.path for norm in batch_norms(model) if norm.trainable for variable in norm.non_trainable_variables
+  }
+  freeze(model, part, trainable=True)
+  assert_close(train_once(model, images, labels)[1], train_once(copy_of(model), images, labels)[1], 1e-12)
+
+
+def test_fit_leaves_a_frozen_stage_as_it_is():
+  model = make_model("revnet-test")
+  images, labels = make_batch(model)
+  freeze(model, "stage")
+  frozen = [variable for unit in model.stages[0] for variable in unit.variables]
+  before, others_before = values(frozen), values(model.trainable_variables)
+  model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+  model.fit(images, labels, batch_size=5, verbose=0)
+  np.testing.assert_equal(values(frozen), before)
+  assert all(np.any(a != b) for a, b in zip(values(model.trainable_variables), others_before, strict=True))
 
 
 def test_a_loss_scale_leaves_gradients_as_they_are():

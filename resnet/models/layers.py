@@ -44,10 +44,11 @@ class BatchNorm(keras.layers.Layer):
   A training step is about a fifth faster than with Keras' own layer.
 
   With training=True it normalises by the batch's mean and (biased) variance and moves the moving
-  statistics towards them: moving = 0.99 * moving + 0.01 * batch. Otherwise it normalises by the
-  moving statistics. Under data parallelism each replica keeps its own moving statistics; outside the
-  replicas, and in checkpoints, a moving statistic is their mean. When the backward pass runs the layer
-  again, it reuses the batch's statistics of the first run.
+  statistics towards them: moving = 0.99 * moving + 0.01 * batch. Otherwise, and always while it is frozen
+  (`trainable` is False), it normalises by the moving statistics and leaves them as they are. Under data
+  parallelism each replica keeps its own moving statistics; outside the replicas, and in checkpoints, a moving
+  statistic is their mean. When the backward pass runs the layer again, it reuses the batch's statistics of the
+  first run.
 
   Source: Ioffe and Szegedy 2015, "Batch Normalization".
   """
@@ -68,7 +69,7 @@ class BatchNorm(keras.layers.Layer):
     self.moving_variance = weight("moving_variance", "ones", **local)
 
   def call(self, x, training=False):
-    if not training:
+    if not training or not self.trainable:
       return self._normalise(x, self.moving_mean.value, self.moving_variance.value)
     if x.dtype == tf.float64:
       mean, variance = tf.nn.moments(x, [0, 1, 2])
