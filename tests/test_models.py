@@ -281,6 +281,23 @@ def test_models_survive_saving(tmp_path):
     np.testing.assert_array_equal(copy(images), model(images))
 
 
+@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated:UserWarning")
+@pytest.mark.parametrize("name", ["resnet-test", "revnet-test", "revnet-btl-test"])
+def test_models_convert_to_tflite(name, tmp_path):
+  model = make_model(name)
+  images, _ = make_batch(model, 3)
+  logits = model(images)
+  model.export(tmp_path, verbose=False)
+  converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path))
+  interpreter = tf.lite.Interpreter(model_content=converter.convert())
+  (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+  interpreter.resize_tensor_input(given["index"], images.shape)
+  interpreter.allocate_tensors()
+  interpreter.set_tensor(given["index"], images)
+  interpreter.invoke()
+  assert_close([interpreter.get_tensor(result["index"])], [logits], 1e-5)
+
+
 @pytest.mark.parametrize(("num_replicas", "chain"), [(1, "unrolled"), (2, "unrolled"), (2, "while_loop")])
 def test_replicas_agree_with_parts_of_the_batch(num_replicas, chain):
   model = make_model("revnet-test", num_residual_units=(3, 3), chain=chain)

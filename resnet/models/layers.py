@@ -9,6 +9,10 @@ from resnet.reversible import replayed
 
 BATCH_NORM_EPSILON = 1e-3
 BATCH_NORM_DECAY = 0.99
+# Not V3: fused with the following ReLU, it also keeps a mask of the ReLU, as large as the activation.
+TRAINING_OP = tf.raw_ops.FusedBatchNormV2
+# Not V2, which converters for inference do not know (TFLite).
+INFERENCE_OP = tf.raw_ops.FusedBatchNormV3
 
 
 def conv(filters: int, kernel_size: int, stride: int, name: str, dtype: str) -> keras.layers.Conv2D:
@@ -85,12 +89,12 @@ class BatchNorm(keras.layers.Layer):
   def _normalise(self, x, mean, variance):
     if x.dtype == tf.float64:  # The fused kernel has no float64, in which tests compare gradients.
       return tf.nn.batch_normalization(x, mean, variance, self.beta, self.gamma, BATCH_NORM_EPSILON)
-    return self._fused(x, mean, variance, training=False)[0]
+    return self._fused(INFERENCE_OP, x, mean, variance, training=False)[0]
 
   def _normalise_by_batch(self, x, *_):
     """(x normalised, (the batch's mean, its variance, what the gradient needs))."""
     none = tf.zeros([0])
-    y, mean, unbiased, *reserve = self._fused(x, none, none, training=True)
+    y, mean, unbiased, *reserve = self._fused(TRAINING_OP, x, none, none, training=True)
     # In Python if the shape is known: a network's graph has an eighth fewer ops without those for it.
     n = x.shape[:3].num_elements() or tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
     variance = unbiased * ((n - 1) / n)
@@ -112,11 +116,10 @@ class BatchNorm(keras.layers.Layer):
         is_training=True,
       )[:3]
 
-    return self._normalise(x, mean, variance), gradient
+    return self._fused(TRAINING_OP, x, mean, variance, training=False)[0], gradient
 
-  def _fused(self, x, mean, variance, training):
-    # Not V3: fused with the following ReLU, it also keeps a mask of the ReLU, as large as the activation.
-    return tf.raw_ops.FusedBatchNormV2(
+  def _fused(self, op, x, mean, variance, training):
+    return op(
       x=x,
       scale=self.gamma,
       offset=self.beta,
