@@ -9,6 +9,7 @@ import tensorflow as tf
 from resnet.configs.config import BOTTLENECK_FACTOR
 from resnet.models.layers import PreactivatedConv, conv
 from resnet.reversible import keep_output
+from resnet.reversible.private_apis import show_to_checkpoints
 
 
 class ResidualFunction(keras.layers.Layer):
@@ -31,6 +32,7 @@ class ResidualFunction(keras.layers.Layer):
       PreactivatedConv(k, width, size, *((stride, preactivate) if k == 1 else ()), dtype=self.dtype_policy.name)
       for k, (width, size) in enumerate(shapes, start=1)
     ]
+    show_to_checkpoints(self, sub=self.subs)
 
   def build(self, input_shape):
     for sub in self.subs:

@@ -14,6 +14,7 @@ import tensorflow as tf
 from resnet.configs.config import Config
 from resnet.models.layers import BatchNorm, conv, dense
 from resnet.models.residual import ResidualFunction, Scope, skip_path
+from resnet.reversible.private_apis import show_to_checkpoints
 
 
 @keras.saving.register_keras_serializable("resnet")
@@ -30,6 +31,7 @@ class ResNet(keras.Model):
     self.config = config
     self.stem = Stem(config, name="init", dtype=self.dtype_policy.name)
     self.stages = [self._make_stage(stage) for stage in range(len(config.num_residual_units))]
+    show_to_checkpoints(self, **{f"unit_{stage}": units for stage, units in enumerate(self.stages, start=1)})
     self.final_bn = Scope(BatchNorm(name="final_bn", dtype=self.variable_dtype), name="unit_last")
     self.logit = dense(config.num_classes, config.unit_filters[-1], "logit", dtype=self.variable_dtype)
 

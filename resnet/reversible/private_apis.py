@@ -4,6 +4,7 @@ import contextlib
 import re
 from collections.abc import Iterator, Sequence
 
+import keras
 import tensorflow as tf
 from keras.src import backend
 from tensorflow.compiler.tf2xla.python import xla
@@ -61,3 +62,18 @@ def variable_name(handle: tf.Tensor) -> str | None:
   """The name of the variable that a resource of eager mode is the handle of; None if it is none of a variable."""
   found = re.search(r'name="(.*?)".*type="tensorflow::Var"', str(handle), re.DOTALL)
   return found and re.sub(r"/\d+$", "", found.group(1))
+
+
+def show_to_checkpoints(parent: keras.layers.Layer, **lists: Sequence[keras.layers.Layer]) -> None:
+  """Makes layers that `parent` holds in lists part of its checkpoints by `tf.train.Checkpoint`.
+
+  Keras shows those in attributes to TensorFlow, and not those in lists. Keras' own files do not change.
+
+  Args:
+    parent: whose attributes hold the lists already.
+    **lists: layer k of the list `unit` is called unit_{k} there. Names in use must not change, or checkpoints
+      written before are not read.
+  """
+  for name, layers in lists.items():
+    for k, layer in enumerate(layers):
+      parent._track_trackable(layer, f"{name}_{k}")
