@@ -61,7 +61,7 @@ def test_a_second_run_gets_what_the_first_one_kept(run):
     layer.computed = 0  # Building runs each once, symbolically.
   streams = tuple(tf.constant(np.random.RandomState(seed).normal(size=(3, 3))) for seed in (7, 8))
   actual = gradients_of(chain, streams, [], run)
-  assert [layer.computed for layer in chain.functions] == 4 * [2]
+  assert [layer.computed for layer in chain.functions] == 4 * [2 + 2]  # In two places, inspected and run.
   chain.manual_gradients = False
   expected = gradients_of(chain, streams, [], run)
   for one, other in zip(actual, expected, strict=True):
@@ -82,7 +82,7 @@ class Careless(keras.layers.Layer):
 
   def __init__(self, calls, **kwargs):
     super().__init__(dtype="float64", **kwargs)
-    self.calls, self.runs = calls, 0
+    self.calls, self.runs = [calls[0], *calls], 0  # The first run is traced before.
 
   def call(self, x):
     for width in self.calls[self.runs]:
@@ -128,6 +128,10 @@ def test_a_chain_decides_what_is_kept(arguments, computed):
   chain.build([(3, 3), (3, 3)])
   for layer in chain.functions:
     layer.computed = 0
+  if chain.manual_gradients:
+    chain(streams)  # Inspects each function once.
+    for layer in chain.functions:
+      layer.computed = 0
   with tf.GradientTape() as tape:
     tape.watch(streams)
     y = chain(streams)

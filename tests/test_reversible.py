@@ -63,7 +63,8 @@ def test_every_function_runs_twice_and_on_the_true_input():
   chain, streams = make_chain()
   gradients_of(chain, streams, values(chain.non_trainable_variables))
   for function in chain.functions:
-    forward, rebuilt = function.inputs
+    inspected, forward, rebuilt = function.inputs
+    assert tf.is_symbolic_tensor(inspected)
     np.testing.assert_allclose(rebuilt, forward, rtol=0, atol=1e-13)
 
 
@@ -129,6 +130,9 @@ def test_x1_before_a_loop_is_not_rebuilt():
 def test_streams_keep_their_dtype_when_functions_compute_in_half_precision():
   chain, streams = make_chain(dtype="mixed_bfloat16")
   state = values(chain.non_trainable_variables)
+  chain(streams, training=True)  # Traces each function once.
+  for function in chain.functions:
+    function.inputs.clear()
   actual = gradients_of(chain, streams, state)
   assert [y.dtype for y in actual[0]] == [tf.float32] * 2
   assert all(np.asarray(x).dtype != np.float32 for function in chain.functions for x in function.inputs)

@@ -60,7 +60,9 @@ def test_a_loop_comes_after_a_first_unit_of_another_kind():
   streams = [tf.constant(np.random.RandomState(7).normal(size=(6, width)), tf.float32) for width in (5, 8)]
   state = values(chain.non_trainable_variables)
   looped = gradients_of(chain, streams, state, tf.function)
-  assert [len(function.inputs) for function in chain.functions] == [2] * 4 + [0] * 4
+  assert [len(function.inputs) for function in chain.functions] == [3] * 4 + [
+    0
+  ] * 4  # Inspected, forward, back.
   chain.manual_gradients = False
   for one, other in zip(looped, gradients_of(chain, streams, state, tf.function), strict=True):
     assert_close(one, other, 1e-4)
@@ -103,7 +105,7 @@ def test_couplings_of_each_function_are_used_as_they_are_and_saved():
   scaled = [Scaled(0.5), Additive(), Scaled(2.0), Additive()]
   pairs = [[keras.layers.Dense(4) for _ in "FG"] for _ in range(2)]
   assert ReversibleChain(pairs, coupling=scaled).couplings == scaled
-  with pytest.raises(ValueError, match="or one for each of the 4 functions"):
+  with pytest.raises(ValueError, match="or a list of one for each of the 4 functions"):
     ReversibleChain(pairs, coupling=scaled[:3])
 
 

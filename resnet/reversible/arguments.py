@@ -1,4 +1,4 @@
-"""What a layer is called with beside its inputs, taken by value, to be handed to the layers in it in every run."""
+"""What a layer is called with beside its inputs, by value, to be handed to the layers in it in every run."""
 
 import inspect
 from collections.abc import Collection, Hashable

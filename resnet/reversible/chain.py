@@ -13,9 +13,9 @@ weights. A stream whose change cannot be undone (`Shortcut`) is kept.
 
 What makes this exact, and small:
 
-- Layers run as functions of (weights, state, inputs), see replay.py. The state (moving statistics, seeds of
-  dropout) is read once before the forward pass, so that the second run sees what the first one saw, and
-  written once, after it. What a layer keeps of its first run (`replayed`) is handed to its second.
+- The second run of a function is the same pure function of the same explicit values: weights, state, stream,
+  mask and arguments, see stateless.py. The state (moving statistics, seeds of dropout) is read once before the
+  forward pass and written once, after it. What is no such value is refused, see inspection.py.
 - The backward pass is gated, see gate.py: in a graph nothing else would keep all units from being rebuilt
   before the first gradient is taken, which would hold every activation after all. A function runs again when
   the gradients of the one after it are done.
@@ -43,16 +43,16 @@ from resnet.reversible.checks import (
   stream_dtype,
 )
 from resnet.reversible.coupling import Coupling, couplings_of
-from resnet.reversible.custom_vjp import without_storing
-from resnet.reversible.gate import activations_are_stored, after, released_together
+from resnet.reversible.gate import activations_are_stored
 from resnet.reversible.grid import on_grid
-from resnet.reversible.loop import count_before_loop, run_loop, stack, undo_loop, unstack
+from resnet.reversible.loop import count_before_loop
 from resnet.reversible.masks import mask_of_sum, with_mask
 from resnet.reversible.plain import run_plainly
 from resnet.reversible.private_apis import keras_mask
-from resnet.reversible.replay import ACTIVATIONS, STATISTICS
+from resnet.reversible.rebuilding import run_rebuilding
+from resnet.reversible.stateless import ACTIVATIONS, STATISTICS
 from resnet.reversible.turn import Record, Turn
-from resnet.reversible.unrolled import rebuild, run, undo
+from resnet.reversible.unrolled import rebuild, run
 
 FORMS = ("unrolled", "while_loop")
 
@@ -69,15 +69,15 @@ class ReversibleChain(keras.layers.Layer):
     pairs: the units' (F, G), Keras layers. F maps the shape of x2 to that of x1, G the shape of x1 to that of
       x2. Layers that are built already keep their variables' names; the others are built with the chain, in
       its scope.
-    manual_gradients: False stores activations as ordinary backpropagation does; outputs, gradients and
+    manual_gradients: False is plain Keras, see plain.py, which stores activations; outputs, gradients and
       updates are the same.
     form: of the manual gradients' graph. "unrolled" has ops for every unit. "while_loop" has the ops of one
       unit, in a `tf.while_loop` over the stacked weights of all units; the graph's size does not depend on
       depth. The units must then be alike but for the values of their variables; unit 0 may differ, which then
       comes before the loop. Batch normalisation that is synchronised over devices cannot be in a loop.
-    coupling: how functions change streams, see coupling.py: one coupling, or a pair, one for the Fs and one
-      for the Gs, of which each function gets a copy of its own; or a list of one for each function, F and G of
-      unit 0 first. By default `Additive()`.
+    coupling: how functions change streams, see coupling.py: one coupling, or a tuple of two, for the Fs and for
+      the Gs, of which each function gets a copy of its own; or a list of one for each function, F and G of unit
+      0 first. By default `Additive()`.
     log_det: also return the logarithm of the determinant of the chain's Jacobian, for normalising flows.
     grid_bits: makes the chain exact. The inputs and the outputs of F and G are rounded to multiples of
       2 ** -grid_bits, so that the streams are such multiples, too. The backward pass then rebuilds streams to
@@ -94,8 +94,8 @@ class ReversibleChain(keras.layers.Layer):
     inputs: (x1, x2), the two streams, float; usually [N, H, W, C] each. Streams narrower than float32, or
       than the layer's variables, are widened.
     training: handed to F and G.
-    mask: Keras' mask of each stream, by default the masks that the streams carry. Each function gets the mask
-      of the stream that it takes.
+    mask: Keras' mask of each stream, by default the masks that the streams carry. Each function gets its stream
+      with the mask that it carries, and outputs carry masks, as in plain Keras with `Add` layers.
     **kwargs: tensors, or structures of them (an attention mask, an embedding of time), for each F and G whose
       `call` has an argument of the name. Their gradients are summed over the units. Other values can be given
       in a call without such tensors.
@@ -104,14 +104,13 @@ class ReversibleChain(keras.layers.Layer):
     (y1, y2), of the shapes of (x1, x2) unless a coupling changes them, float32 at least; with log_det
     (y1, y2, log|det dy/dx| [N]).
 
-  Limits: a function must not draw by `tf.random`, nor change variables that are not its own, nor use a tensor
-  computed from trained variables unless it is one of these arguments. Such functions are refused in graphs; in
-  eager mode, where no graph shows them, their gradients are wrong.
+  Limits: the second run of a function has its weights, its state, its stream and these arguments as they were.
+  Whatever else a function would take from outside, or do beside returning its output, is refused.
 
   Raises:
-    ValueError: an argument is none of these, shapes do not fit, units differ and the form is "while_loop", or
-      functions add losses (`add_loss`), which would be lost.
-    NotImplementedError: manual gradients are differentiated in turn.
+    ValueError: an argument is none of these; shapes do not fit; units differ and the form is "while_loop"; or a
+      function cannot be run twice, or a gradient or loss of it would be lost, see docs/reversible.md.
+    NotImplementedError: manual gradients are differentiated in turn, or in forward mode.
 
   Source: Gomez et al. 2017, section 3.
   """
@@ -175,7 +174,7 @@ class ReversibleChain(keras.layers.Layer):
         coupling.build(shapes[k % 2])
       shapes[k % 2] = coupling.changed_shape(shapes[k % 2])
       if outputs is not None:
-        require_parts(function_name(k, function), coupling, parts := coupling.parts(outputs))
+        require_parts(function_name(k, function), coupling, parts := coupling(outputs))
         for part in parts:
           require_shape(function_name(k, function), part.shape, shapes[k % 2])
 
@@ -188,31 +187,11 @@ class ReversibleChain(keras.layers.Layer):
       arguments = [call.arguments_of(function, call.context) for function in self.functions]
       outputs, masks = run_plainly(self.functions, self.couplings, streams, masks, arguments, self.grid_bits)
     else:
-      outputs, masks = self._run_manually(self._turns(call), streams, masks, call.context)
+      name, turns = f"ReversibleChain {self.name!r}", self._turns(call)
+      before_loop = self._before_loop() if self.form == "while_loop" else len(turns)
+      stored = 2 * self.stored_units
+      outputs, masks = run_rebuilding(name, turns, streams, masks, call.context, before_loop, stored)
     return *map(with_mask, outputs, masks), *outputs[2:]
-
-  def _run_manually(self, turns, streams, masks, context):
-    first = self._before_loop() if self.form == "while_loop" else len(turns)
-    weights, states = [turn.weights() for turn in turns], [turn.state() for turn in turns]
-    if first < len(turns):
-      stacked = [stack(values, first) for values in (weights, states)]
-      outputs, masks, updates = self._rebuilt(run_loop, undo_loop, turns, streams, masks, *stacked, context)
-      _assign(turns, unstack(turns, updates, first))
-      return outputs, masks
-    last = len(turns) - 2 * self.stored_units
-    if last:
-      streams, masks, updates = self._rebuilt(
-        run, undo, turns[:last], streams, masks, weights[:last], states[:last], context
-      )
-      _assign(turns, updates)
-    if last < len(turns):  # By ordinary backpropagation.
-      turns, weights = turns[last:], weights[last:]
-      streams, weights = released_together(streams, weights)
-      streams, masks, updates, _ = run(
-        turns, streams, masks, weights, [turn.state() for turn in turns], context
-      )
-      _assign(turns, updates)
-    return streams, masks
 
   def inverse(self, outputs, training=False, mask=None, **kwargs):
     """The inputs that give `outputs`, rebuilt. Assigns nothing.
@@ -291,24 +270,6 @@ class ReversibleChain(keras.layers.Layer):
       kinds += (ACTIVATIONS,)
     return kinds, from_last <= self.kept_streams
 
-  def _rebuilt(self, run, undo, turns, streams, masks, weights, states, context):
-    """Forward by `run`, backward by `undo`: ((y1, y2), their masks, new values of changed states)."""
-
-    def forward(streams, held):
-      outputs, of_outputs, updates, records = run(turns, streams, masks, held[0], states, held[1])
-      return outputs, (of_outputs, updates), records
-
-    def backward(outputs, d_outputs, held, records):
-      weights, context = held
-      # Here, so that nothing is rebuilt before the gradients of the outputs are there.
-      streams = after(d_outputs, outputs)
-      _, d_streams, d_weights, d_context = undo(turns, streams, d_outputs, weights, records, context)
-      return d_streams, (d_weights, d_context)
-
-    name = f"ReversibleChain {self.name!r}"
-    outputs, others = without_storing(name, forward, backward, streams, (weights, context))
-    return outputs, *others
-
   def compute_output_spec(self, inputs, training=False, mask=None, **kwargs):
     require_streams(self.name, inputs)
     Call(training, kwargs).require_taken(self.name, self.call_arguments)
@@ -356,11 +317,6 @@ class ReversibleChain(keras.layers.Layer):
     # Models of version 0.1 name no coupling.
     coupling = [keras.saving.deserialize_keras_object(one) for one in config.pop("coupling", ())] or None
     return cls(pairs, coupling=coupling, **config)
-
-
-def _assign(turns, updates):
-  for (k, i), value in sorted(updates.items()):
-    turns[k].state_variables[i].assign(value)
 
 
 def _passed_on(function, source, mask):

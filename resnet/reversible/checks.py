@@ -80,8 +80,8 @@ def build_layer(layer: keras.layers.Layer, shape: Any, dtype: str) -> Tensors | 
   """Builds a layer for inputs of a shape, or of a structure of shapes, unless it is built already.
 
   Returns:
-    Its symbolic outputs, or None if a call needs more than the inputs. If its `build` needs more, too, the layer
-    is built by `build_by_call`.
+    Its symbolic outputs, or None if a call needs more than the inputs. If its `build` does, too, the layer is
+    left to `build_by_call`.
   """
   if _required(layer.call) > 1:
     if not layer.built and _required(layer.build) == 1:
@@ -93,18 +93,16 @@ def build_layer(layer: keras.layers.Layer, shape: Any, dtype: str) -> Tensors | 
 def build_by_call(layer: keras.layers.Layer, inputs: Tensors, arguments: dict[str, Any]) -> Tensors:
   """Builds a layer for these inputs and arguments unless it is built already. Returns its symbolic outputs."""
 
-  def symbolic(leaf):
+  def symbolic(leaf, masked=True):
     if not isinstance(leaf, tf.Variable | keras.Variable | tf.Tensor | keras.KerasTensor):
       return leaf
-    mask, leaf = keras_mask(leaf), keras.KerasTensor(leaf.shape, keras.backend.standardize_dtype(leaf.dtype))
-    if mask is not None:
-      set_keras_mask(leaf, symbolic(mask))
-    return leaf
+    like = keras.KerasTensor(leaf.shape, keras.backend.standardize_dtype(leaf.dtype))
+    if masked and keras_mask(leaf) is not None:
+      set_keras_mask(like, symbolic(keras_mask(leaf)))
+    return like
 
-  outputs = layer(
-    *keras.tree.map_structure(symbolic, [inputs]), **keras.tree.map_structure(symbolic, arguments)
-  )
-  return keras.tree.map_structure(symbolic, outputs)
+  (inputs,), arguments = keras.tree.map_structure(symbolic, ([inputs], arguments))
+  return keras.tree.map_structure(lambda leaf: symbolic(leaf, masked=False), layer(inputs, **arguments))
 
 
 def _required(function: Callable) -> int:

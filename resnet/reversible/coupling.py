@@ -203,11 +203,11 @@ def couplings_of(coupling: Any, functions: int) -> list[Coupling]:
   if coupling is None:
     coupling = Additive()
   given = (coupling, coupling) if isinstance(coupling, Coupling) else coupling
-  fits = isinstance(given, tuple) and len(given) == 2 or isinstance(given, list) and len(given) == functions
+  fits = isinstance(given, tuple | list) and len(given) == (2 if isinstance(given, tuple) else functions)
   if not fits or not all(isinstance(one, Coupling) for one in given):
     raise ValueError(
-      f"coupling must be a Coupling, or a tuple of two, for the Fs and for the Gs, or a list of one for each of the "
-      f"{functions} functions; got {coupling!r}"
+      "coupling must be a Coupling, or a tuple of two, for the Fs and for the Gs, or a list of one for each of "
+      f"the {functions} functions; got {coupling!r}"
     )
   if isinstance(given, list):
     return given

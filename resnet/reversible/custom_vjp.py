@@ -44,10 +44,7 @@ def custom_vjp(function: Callable, inputs: Tensors) -> Tensors:
     assert len(d_inputs) == len(flat)
     return d_inputs
 
-  if eager:
-    results = [tf.identity(tensor) for tensor in results]
-  else:
-    results = _in_graph(results, flat, gradients)
+  results = [tf.identity(tensor) for tensor in results] if eager else _in_graph(results, flat, gradients)
   record_operation("custom_vjp", results, flat, gradients)
   return tf.nest.pack_sequence_as(outputs, results)
 
@@ -55,9 +52,10 @@ def custom_vjp(function: Callable, inputs: Tensors) -> Tensors:
 @contextlib.contextmanager
 def boundaries() -> Iterator[list[tuple[list[tf.Tensor], list[tf.Tensor]]]]:
   """A context that lists what `mark_boundary` is called with."""
-  before = _boundaries.set([])
+  found: list[tuple[list[tf.Tensor], list[tf.Tensor]]] = []
+  before = _boundaries.set(found)
   try:
-    yield _boundaries.get()
+    yield found
   finally:
     _boundaries.reset(before)
 
@@ -82,7 +80,7 @@ def watched(tape: tf.GradientTape, tensors: Tensors) -> Tensors:
 
 
 def _in_graph(results, inputs, gradients):
-  """`results`, behind an op whose gradient is `gradients` for whoever differentiates the graph without a tape."""
+  """`results`, behind an op whose gradient is `gradients`, for who differentiates the graph without a tape."""
   graph = tf.compat.v1.get_default_graph()
   with stop_recording(), graph.gradient_override_map({"IdentityN": _OP_TYPE}):
     outputs = tf.identity_n([*results, *inputs])
@@ -123,8 +121,8 @@ def without_storing(
     Outputs and others.
 
   Raises:
-    NotImplementedError: the gradients that `backward` gives are differentiated in turn, or forward-mode gradients
-      are wanted.
+    NotImplementedError: the gradients that `backward` gives are differentiated in turn, or those of forward
+      mode are wanted.
     ValueError: in eager mode, `forward` uses what a tape watches beside its arguments.
   """
   if has_tangents(tf.nest.flatten((rebuilt, held))):
@@ -141,8 +139,8 @@ def without_storing(
     outputs, others, residuals = forward(*given)
     if tf.executing_eagerly() and is_watched(tf.nest.flatten(outputs)):  # It was shown nothing that is watched.
       raise ValueError(
-        f"{name} uses a tensor computed outside of it, which no gradient would reach; hand it over as an argument "
-        "of the call"
+        f"{name} uses a tensor computed outside of it, which no gradient would reach; hand it over as an "
+        "argument of the call"
       )
 
     def pullback(d_outputs):

@@ -1,7 +1,7 @@
 """What a second run would not repeat, or whose gradient would be lost: found before the first run, and refused.
 
-A function is traced once into a scratch graph, of its explicit arguments alone. All that it does is then there to
-be seen, in eager mode as well.
+A function is traced into a scratch graph, of its explicit arguments alone. There all that it does can be
+seen, in eager mode as well.
 """
 
 import contextlib
@@ -69,10 +69,10 @@ def require_repeatable(
     with boundaries() as found:
       try:
         outputs = run(*placeholders)
-      except tf.errors.OperatorNotAllowedInGraphError as error:
+      except (tf.errors.OperatorNotAllowedInGraphError, AttributeError, NotImplementedError) as error:
         raise ValueError(
-          f"{name} has Python's control flow over values of tensors, which cannot be traced: {error}; use tf.cond, "
-          "tf.while_loop or tf.map_fn, also in a tf.function that the layer calls"
+          f"{name} cannot be traced: {error}. If it needs the values of tensors in Python (`if`, `for`, "
+          "numpy()), use TensorFlow's operations, also in a tf.function that it calls"
         ) from error
     graph.outputs += [tensor for tensor in tf.nest.flatten(outputs) if tf.is_symbolic_tensor(tensor)]
     ops = list(_all_ops(graph))
@@ -81,7 +81,8 @@ def require_repeatable(
     _refuse_outside(name, graph)
     for op in ops:
       if op.node_def.attr["_gradient_op_type"].s.startswith(b"CustomGradient"):
-        _refuse_hidden(name, *_results_and_arguments(op, ops), weights)
+        results, arguments = _results_and_arguments(op)
+        _refuse_hidden(name, results, arguments, weights)
     for results, arguments in found:
       _refuse_hidden(name, results, arguments, [*weights, *others])
   if tf.executing_eagerly():
@@ -125,14 +126,14 @@ def _refuse_outside(name: str, graph: tf.Graph) -> None:
       variable = variable_name(outside)
       if variable is not None:
         raise ValueError(
-          f"{name} reads the variable {variable!r}, which is no weight of it: it may change before the backward "
-          "pass reads it again; make it a weight of the layer (add_weight, or a layer that is an attribute), or "
-          "hand its value over as an argument of the call"
+          f"{name} reads the variable {variable!r}, which is no weight of it, and may change before the "
+          "backward pass reads it again; make it a weight of the layer (add_weight, or a layer that is an "
+          "attribute), or hand its value over as an argument of the call"
         )
     elif outside.dtype.is_floating and tf.is_symbolic_tensor(outside) and outside.op.type != "Const":
       raise ValueError(
-        f"{name} uses the tensor {outside.name!r}, computed outside of it, which no gradient would reach; hand it "
-        "over as an argument of the call"
+        f"{name} uses the tensor {outside.name!r}, computed outside of it, which no gradient would reach; hand "
+        "it over as an argument of the call"
       )
 
 
@@ -160,8 +161,8 @@ def _refuse_hidden(
       todo += tensor.op.inputs
 
 
-def _results_and_arguments(op: tf.Operation, ops: Collection[tf.Operation]):
-  """What `tf.custom_gradient` computed, and from what: its op has both as inputs; only results are used further."""
+def _results_and_arguments(op: tf.Operation) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+  """What `tf.custom_gradient` computed, and from what: inputs of its op, of which only results are used."""
   outputs = {id(tensor) for tensor in op.graph.outputs}
   used = [bool(tensor.consumers()) or id(tensor) in outputs for tensor in op.outputs]
   last = max((k for k, is_used in enumerate(used) if is_used), default=-1)

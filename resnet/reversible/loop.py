@@ -1,6 +1,6 @@
 """The chain as a `tf.while_loop` over stacked weights and states: a graph of the size of one unit's."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -15,7 +15,7 @@ from resnet.reversible.plain import Streams
 from resnet.reversible.turn import Record, Turn
 from resnet.reversible.unrolled import Updates, run, sums, undo
 
-Entries = dict[Hashable, tf.Tensor]  # (k, i): tensor i of F (k = 0) or G (k = 1), for one unit or stacked
+Entries = dict[Any, tf.Tensor]  # (k, i): tensor i of F (k = 0) or G (k = 1), for one unit or stacked
 
 
 def run_loop(
@@ -40,9 +40,9 @@ def run_loop(
     )
     if [mask is not None for mask in masks] != masked:
       raise ValueError(
-        f"form 'while_loop' needs units that hand Keras' masks on, but behind {turns[0].name} and {turns[1].name} "
-        f"the streams carry {_names(masks)}, before it {_names(masked)}; set supports_masking = True in these "
-        "layers, or use form 'unrolled'"
+        f"form 'while_loop' needs units that hand Keras' masks on, but behind {turns[0].name} and "
+        f"{turns[1].name} the streams carry {_names(masks)}, before it {_names(masked)}; set "
+        "supports_masking = True in these layers, or use form 'unrolled'"
       )
     output = dict(output) | {("mask", k): taken[k].mask for k in (0, 1) if taken[k].mask is not None}
     return (streams, _present(masks)), output
@@ -125,21 +125,19 @@ def count_before_loop(functions: list[keras.layers.Layer], couplings: Sequence[C
     if kinds[k] != kinds[2 + k % 2] or not couplings[k].invertible:
       raise ValueError(
         f"form 'while_loop' needs units after unit 0 that are alike and can be undone, but "
-        f"{function_name(k, function)} is not like that of unit 1{_difference(layers[k], layers[2 + k % 2])}, or its "
-        "coupling has no inverse; make units alike, or use form 'unrolled'"
+        f"{function_name(k, function)} is not like that of unit 1{_difference(layers[k], layers[2 + k % 2])}, "
+        "or its coupling has no inverse; make units alike, or use form 'unrolled'"
       )
   alike = kinds[:2] == kinds[2:4] or not kinds[2:]
   return 0 if alike and all(coupling.invertible for coupling in couplings) else 2
 
 
-def _loop(
-  step: Callable, carried: Tensors, like: dict[Hashable, tuple], indices: range
-) -> tuple[Tensors, Entries]:
+def _loop(step: Callable, carried: Tensors, like: dict[Any, tuple], indices: range) -> tuple[Tensors, Entries]:
   """carried, output = step(index, carried), for each index: (the last carried, the outputs stacked by index).
 
   An output may have any of the keys of `like`, which says their dtypes and shapes.
   """
-  written: set[Hashable] = set()
+  written: set = set()
 
   def body(index, carried, arrays):
     carried, output = step(index, carried)
@@ -164,7 +162,7 @@ def _entry(stacked: Tensors, index: tf.Tensor) -> Tensors:
   return tf.nest.map_structure(lambda tensor: None if tensor is None else tf.gather(tensor, index), stacked)
 
 
-def _entries(tensors: list[list[tf.Tensor]]) -> dict[tuple[int, int], tf.Tensor]:
+def _entries(tensors: list[list[tf.Tensor]]) -> Entries:
   return {(k, i): tensor for k in (0, 1) for i, tensor in enumerate(tensors[k])}
 
 

@@ -2,13 +2,14 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from resnet.reversible.private_apis import keras_mask, set_keras_mask
 
-Mask = tf.Tensor | None
+Mask = Any  # a tensor of bools, [N, T] mostly, or None
 
 
 def with_mask(tensor: tf.Tensor, mask: Mask) -> tf.Tensor:

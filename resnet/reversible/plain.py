@@ -3,8 +3,8 @@
     y1 = x1 + F(x2)
     y2 = x2 + G(y1)
 
-F and G are called as any Keras layers are, TensorFlow stores their activations and finds their gradients. Chains
-with manual_gradients=False are this. The others run the same two steps, as functions of explicit values.
+F and G are called as any Keras layers are; TensorFlow stores their activations and finds their gradients.
+Chains with manual_gradients=False are this. The others run the same two steps as functions of explicit values.
 """
 
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ def change_of(
     arguments, grid_bits: as of `run_plainly`.
   """
   change = function(with_mask(source, mask), **arguments)
-  parts = coupling.parts(change)
+  parts = [*coupling.parts(change)]
   require_parts(function_name(k, function), coupling, parts)
   parts = [on_grid(tf.cast(part, target.dtype), grid_bits) for part in parts]
   return parts, mask_of_sum([keras_mask(part) for part in tf.nest.flatten(change)])

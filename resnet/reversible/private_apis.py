@@ -59,7 +59,7 @@ def functions_called(op: tf.Operation) -> list[tf.Graph]:
 
 
 def variable_name(handle: tf.Tensor) -> str | None:
-  """The name of the variable that a resource of eager mode is the handle of; None if it is none of a variable."""
+  """The name of the variable that an eager resource is the handle of; None if it is none of a variable."""
   found = re.search(r'name="(.*?)".*type="tensorflow::Var"', str(handle), re.DOTALL)
   return found and re.sub(r"/\d+$", "", found.group(1))
 

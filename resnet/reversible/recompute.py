@@ -11,7 +11,7 @@ from resnet.reversible.custom_vjp import Tensors, watched, without_storing
 from resnet.reversible.gate import activations_are_stored, after
 from resnet.reversible.masks import with_mask
 from resnet.reversible.private_apis import keras_mask
-from resnet.reversible.replay import STATISTICS, StatelessLayers, gated, require_kinds
+from resnet.reversible.stateless import STATISTICS, StatelessLayers, gated, require_kinds
 
 
 @keras.saving.register_keras_serializable("resnet")
@@ -36,8 +36,8 @@ class Recompute(keras.layers.Layer):
 
   Raises:
     NotImplementedError: the gradients are differentiated in turn.
-    ValueError: an argument that the layer does not take; a layer that would not repeat itself, or whose gradients
-      would be lost, see docs/reversible.md.
+    ValueError: an argument that the layer does not take; a layer that would not repeat itself, or whose
+      gradients would be lost, see docs/reversible.md.
 
   Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
   """

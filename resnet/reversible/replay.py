@@ -1,92 +1,29 @@
-"""Layers as functions without side effects, which may be run a second time.
+"""For a layer's author: what the second run of a layer takes from the first.
 
-For a layer's author: with `replayed`, an expensive part of a layer is computed in the first run only. With
-`keep_output`, the output of a layer within is kept where the chain's `kept_outputs` allow it.
+With `replayed`, an expensive part of a layer is computed in the first run only. With `keep_output`, the output
+of a layer within is kept where the chain's `kept_outputs` allow it.
 """
 
-import contextlib
-import dataclasses
-import threading
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
 from resnet.reversible.custom_vjp import Tensors, custom_vjp, mark_boundary, watched
 from resnet.reversible.gate import after
-from resnet.reversible.inspection import inspected, require_repeatable
-from resnet.reversible.masks import Mask, with_mask
+from resnet.reversible.masks import with_mask
 from resnet.reversible.private_apis import keras_mask
-
-# What may be kept of a first run.
-STATISTICS = "statistics"  # what `replayed` keeps, small beside an activation
-ACTIVATIONS = "activations"  # what `keep_output` keeps
-KINDS = (STATISTICS, ACTIVATIONS)
-
-
-@dataclasses.dataclass
-class Entry:
-  """What one call of `replayed` or `keep_output` kept.
-
-  Attributes:
-    layer: the name of the layer.
-    shape: of its output.
-    tensors: what is kept.
-    inner: what the layers within kept, if it is `keep_output`'s.
-    masks: that its input and its output carried.
-  """
-
-  layer: str
-  shape: tf.TensorShape
-  tensors: Tensors
-  inner: "Kept | None" = None
-  masks: tuple[Mask, Mask] = (None, None)
-
-
-@dataclasses.dataclass
-class Kept:
-  """What a function's layers kept of its first run, in the order in which they ask for it in the second."""
-
-  entries: list[Entry] = dataclasses.field(default_factory=list)
-
-
-@dataclasses.dataclass
-class _Run:
-  kinds: Collection[str]  # that may be kept
-  weights: dict[int, tf.Tensor]  # the values of trained variables, by their ids
-  kept: Kept
-  asked: int | None = None  # How often layers have asked; None in the first run.
-
-  def next(self, layer: str) -> Entry:
-    position = self.asked
-    assert position is not None
-    names = [entry.layer for entry in self.kept.entries]
-    if names[position : position + 1] != [layer]:
-      raise ValueError(
-        f"layer {layer!r} calls `replayed` or `keep_output` as number {position} of the second run of its "
-        f"function, but the first run's calls were by: {', '.join(names) or 'nothing'}. Both runs must make "
-        "the same calls in the same order"
-      )
-    self.asked = position + 1
-    return self.kept.entries[position]
-
-
-_current: ContextVar[_Run | None] = ContextVar("run", default=None)
-
-
-@contextlib.contextmanager
-def _running(run: _Run | None) -> Iterator[None]:
-  previous = _current.set(run)
-  try:
-    yield
-  finally:
-    _current.reset(previous)
-
-
-def nothing_kept() -> contextlib.AbstractContextManager:
-  """A context in which layers keep nothing, and are handed nothing that was kept."""
-  return _running(None)
+from resnet.reversible.stateless import (
+  ACTIVATIONS,
+  STATISTICS,
+  Entry,
+  Kept,
+  Run,
+  StatelessLayers,
+  current_run,
+  gated,
+  running,
+)
 
 
 def replayed(
@@ -128,7 +65,7 @@ def replayed(
   Raises:
     ValueError: a function's second run makes other calls than its first one did.
   """
-  run = _current.get()
+  run = current_run.get()
   if run is None or STATISTICS not in run.kinds:
     return first(*inputs)
   if run.asked is None:
@@ -161,7 +98,7 @@ def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False)
 
   Keras' masks that x and the output carry are carried in both runs.
   """
-  run = _current.get()
+  run = current_run.get()
   if run is None or ACTIVATIONS not in run.kinds:
     return layer(x, training=training)
   kinds = [kind for kind in run.kinds if kind != ACTIVATIONS]
@@ -169,8 +106,8 @@ def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False)
   weights = [run.weights[id(variable)] for variable in layer.trainable_variables if id(variable) in run.weights]
   if run.asked is None:
     state = stateless.state()
-    inner, mask = _Run(kinds, run.weights, Kept()), keras_mask(x)
-    with _running(inner):
+    inner, mask = Run(kinds, run.weights, Kept()), keras_mask(x)
+    with running(inner):
       y = layer(x, training=training)
     mark_boundary([y], [x, *weights])
     kept = (y, state, stateless.state())
@@ -200,120 +137,6 @@ def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False)
   return with_mask(custom_vjp(output, (x, weights)), entry.masks[1])
 
 
-class StatelessLayers:
-  """Runs layers on given values in place of their variables, which do not change.
-
-  Args:
-    layers: built.
-    name: of the whole, for errors.
-    keep: the kinds of tensors, see above, that the first run may keep for the second.
-
-  Attributes:
-    trained_variables: their values are its weights.
-    state_variables: the other variables. Their values before a run are its state.
-  """
-
-  def __init__(self, layers: Sequence[keras.layers.Layer], name: str, keep: Collection[str] = ()):
-    variables = {id(variable): variable for layer in layers for variable in layer.variables}
-    trained = {id(variable) for layer in layers for variable in layer.trainable_variables}
-    # In the order of `variables`, which freezing does not change.
-    self.trained_variables = [variable for key, variable in variables.items() if key in trained]
-    self.state_variables = [variable for key, variable in variables.items() if key not in trained]
-    self._owner = layers[-1]
-    self._name = name
-    self._keep = keep
-
-  def weights(self) -> list[tf.Tensor]:
-    """The values of the trained variables."""
-    return [tf.convert_to_tensor(variable.value) for variable in self.trained_variables]
-
-  def state(self) -> list[tf.Tensor]:
-    """The values of the other variables, as tensors: the variables change before the second run."""
-    values = [tf.convert_to_tensor(variable.value) for variable in self.state_variables]
-    # Tapes of eager mode watch frozen weights, too, and would store what is computed from them.
-    return [tf.stop_gradient(value) for value in values] if tf.executing_eagerly() else values
-
-  def run(
-    self,
-    call: Callable,
-    weights: list[tf.Tensor],
-    state: list[tf.Tensor],
-    *inputs: Tensors,
-    kept: Kept | None = None,
-    key: Hashable = None,
-  ) -> tuple[Tensors, dict[int, tf.Tensor], Kept]:
-    """`call(*inputs)`: (what it returns, new values of the state that it changes by index, what was kept).
-
-    Args:
-      call: a function of `inputs` and the layers' variables.
-      weights, state: as of `weights()` and `state()`.
-      kept: what the first run kept; makes this the second run.
-      key: in a first run, what else `call` depends on, but for values of tensors. None: it is no run of its own.
-
-    Raises:
-      ValueError: the code cannot be run twice, see inspection.py and `replayed`, or adds a loss.
-    """
-    if kept is None and key is not None:
-
-      def first_run(weights, inputs, state):
-        return self._run(call, weights, state, inputs, None)[0]
-
-      require_repeatable(self._name, first_run, weights, list(inputs), state, self._owner, (key, self._keep))
-    with inspected():
-      return self._run(call, weights, state, inputs, kept)
-
-  def _run(self, call, weights, state, inputs, kept):
-    given = {id(variable): weight for variable, weight in zip(self.trained_variables, weights, strict=True)}
-    run = _Run(self._keep, given, Kept()) if kept is None else _Run(self._keep, given, kept, asked=0)
-    variables = [*self.trained_variables, *self.state_variables]
-    with (
-      _running(run),
-      _INLINE,
-      keras.StatelessScope(zip(variables, weights + state, strict=True), collect_losses=True) as scope,
-    ):
-      old = [scope.get_current_value(variable) for variable in self.state_variables]
-      outputs = call(*inputs)
-    if run.asked is not None and run.asked < len(run.kept.entries):
-      raise ValueError(
-        f"{self._name}: layer {run.kept.entries[run.asked].layer!r} did not call `replayed` or `keep_output` "
-        "in the second run"
-      )
-    if scope.losses:
-      raise ValueError(
-        f"{self._name} adds a loss (add_loss, activity_regularizer), which would be lost; compute it from what "
-        "the whole returns"
-      )
-    new = [scope.get_current_value(variable) for variable in self.state_variables]
-    return outputs, {k: value for k, value in enumerate(new) if value is not old[k]}, run.kept
-
-
-class _Inline:
-  """A context in which every tf.function runs as the Python function that it is.
-
-  A tf.function keeps what it was traced with, weights included. The switch is one for all threads: replicas'
-  threads take turns within such contexts.
-  """
-
-  def __init__(self):
-    self._lock, self._within, self._before = threading.Lock(), 0, False
-
-  def __enter__(self):
-    with self._lock:
-      if not self._within:
-        self._before = tf.config.functions_run_eagerly()
-        tf.config.run_functions_eagerly(True)
-      self._within += 1
-
-  def __exit__(self, *_):
-    with self._lock:
-      self._within -= 1
-      if not self._within:
-        tf.config.run_functions_eagerly(self._before)
-
-
-_INLINE = _Inline()
-
-
 def _as_list(result):
   """(y, its gradient function, which may give a single gradient) as `custom_vjp` takes it."""
   y, gradient = result
@@ -323,23 +146,3 @@ def _as_list(result):
     return [*d_inputs] if isinstance(d_inputs, list | tuple) else [d_inputs]
 
   return y, pullback
-
-
-def require_kinds(keep: Collection[str]) -> None:
-  """Raises ValueError unless `keep` is a collection of kinds that may be kept."""
-  if isinstance(keep, str) or not set(keep) <= set(KINDS):
-    raise ValueError(f"keep must be a list of {', '.join(map(repr, KINDS))}; got {keep!r}")
-
-
-def gated(kept: Kept, inputs: Tensors) -> Kept:
-  """`kept`, whose users wait until `inputs` are computed: what depends on kept tensors must be gated, too."""
-  return Kept(
-    [
-      dataclasses.replace(
-        entry,
-        tensors=after(inputs, entry.tensors),
-        inner=None if entry.inner is None else gated(entry.inner, inputs),
-      )
-      for entry in kept.entries
-    ]
-  )

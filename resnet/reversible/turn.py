@@ -13,7 +13,7 @@ from resnet.reversible.custom_vjp import watched
 from resnet.reversible.gate import after
 from resnet.reversible.masks import Mask, mask_of_sum
 from resnet.reversible.plain import Streams, change_of, coupled
-from resnet.reversible.replay import Kept, StatelessLayers, gated, nothing_kept
+from resnet.reversible.stateless import Kept, StatelessLayers, gated, nothing_kept
 
 
 @dataclasses.dataclass
@@ -124,8 +124,8 @@ class Turn:
   ) -> tuple[Streams, Streams, list[tf.Tensor], list[tf.Tensor | None]]:
     """Backward: (streams before the turn, gradients of these, of the weights, of context).
 
-    The function runs again under a tape. Its output rebuilds the stream that it changed, unless that was kept; its
-    gradient goes to the other one. A gradient of context is None if the turn does not depend on the tensor.
+    The function runs again under a tape. Its output rebuilds the stream that it changed, unless that was kept;
+    its gradient goes to the other one. One of context is None if the turn does not depend on the tensor.
     """
     streams, d_streams = list(streams), list(d_streams)
     source, before = streams[self._source], record.before

@@ -46,8 +46,8 @@ def undo(
   """Backward, from (y1, y2) and their gradients.
 
   Returns:
-    (x1, x2), and the gradients of (x1, x2), of the weights, and of context. Each of the last is the sum over the
-    turns, or None if no turn depends on the tensor.
+    (x1, x2), and the gradients of (x1, x2), of the weights, and of context. Each of the last is the sum over
+    the turns, or None if no turn depends on the tensor.
   """
   gated: list[list[tf.Tensor]] = []
   d_weights: list[list[tf.Tensor]] = []  # since the last gate

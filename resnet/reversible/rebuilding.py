@@ -1,0 +1,77 @@
+"""The forward pass of a chain that stores no activations, and what its backward pass does instead."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from resnet.reversible.custom_vjp import without_storing
+from resnet.reversible.gate import after, released_together
+from resnet.reversible.loop import run_loop, stack, undo_loop, unstack
+from resnet.reversible.masks import Mask
+from resnet.reversible.plain import Streams
+from resnet.reversible.turn import Turn
+from resnet.reversible.unrolled import Updates, run, undo
+
+
+def run_rebuilding(
+  name: str,
+  turns: list[Turn],
+  streams: Streams,
+  masks: list[Mask],
+  context: list[tf.Tensor],
+  before_loop: int,
+  stored: int,
+) -> tuple[Streams, list[Mask]]:
+  """(y1, y2) and their masks. Assigns the new values of states.
+
+  Args:
+    name: of the chain, for errors.
+    context: the float tensors among the call's arguments.
+    before_loop: how many functions come before the while_loop; all of them if there is none.
+    stored: how many of the last functions are backpropagated ordinarily.
+  """
+  weights, states = [turn.weights() for turn in turns], [turn.state() for turn in turns]
+  if before_loop < len(turns):
+    stacked = [stack(values, before_loop) for values in (weights, states)]
+    streams, masks, updates = _rebuilt(name, run_loop, undo_loop, turns, streams, masks, *stacked, context)
+    _assign(turns, unstack(turns, updates, before_loop))
+    return streams, masks
+  last = len(turns) - stored
+  if last:
+    streams, masks, updates = _rebuilt(
+      name, run, undo, turns[:last], streams, masks, weights[:last], states[:last], context
+    )
+    _assign(turns, updates)
+  if stored:
+    streams, weights = released_together(streams, weights[last:])
+    turns = turns[last:]
+    states = [turn.state() for turn in turns]  # Those that they share with the first have moved.
+    streams, masks, updates, _ = run(turns, streams, masks, weights, states, context)
+    _assign(turns, updates)
+  return streams, masks
+
+
+def _rebuilt(
+  name: str, run: Callable, undo: Callable, turns, streams, masks, weights, states, context
+) -> tuple[Streams, list[Mask], Updates]:
+  """Forward by `run`, backward by `undo`: ((y1, y2), their masks, new values of changed states)."""
+
+  def forward(streams, held):
+    weights, context = held
+    outputs, masks_after, updates, records = run(turns, streams, masks, weights, states, context)
+    return outputs, (masks_after, updates), records
+
+  def backward(outputs, d_outputs, held, records):
+    weights, context = held
+    # Here, so that nothing is rebuilt before the gradients of the outputs are there.
+    streams = after(d_outputs, outputs)
+    _, d_streams, d_weights, d_context = undo(turns, streams, d_outputs, weights, records, context)
+    return d_streams, (d_weights, d_context)
+
+  outputs, others = without_storing(name, forward, backward, streams, (weights, context))
+  return outputs, *others
+
+
+def _assign(turns: list[Turn], updates: Updates) -> None:
+  for (k, i), value in sorted(updates.items()):
+    turns[k].state_variables[i].assign(value)
