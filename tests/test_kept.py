@@ -188,7 +188,7 @@ def test_a_kept_layer_that_reads_a_variable_of_others_is_refused(run):
 
 
 class KeepsMasked(keras.layers.Layer):
-  """A recurrent layer, which finds its mask on its input, behind one that makes the mask; the outputs of both kept."""
+  """A recurrent layer, which finds its mask on its input, behind one that makes the mask; both kept."""
 
   supports_masking = True
 

@@ -46,9 +46,9 @@ from resnet.reversible.coupling import Coupling, couplings_of
 from resnet.reversible.gate import activations_are_stored
 from resnet.reversible.grid import on_grid
 from resnet.reversible.loop import count_before_loop
-from resnet.reversible.masks import mask_of_sum, with_mask
+from resnet.reversible.masks import passed_on, with_mask
 from resnet.reversible.plain import run_plainly
-from resnet.reversible.private_apis import keras_mask
+from resnet.reversible.private_apis import keras_mask, show_to_checkpoints
 from resnet.reversible.rebuilding import run_rebuilding
 from resnet.reversible.stateless import ACTIVATIONS, STATISTICS
 from resnet.reversible.turn import Record, Turn
@@ -158,6 +158,7 @@ class ReversibleChain(keras.layers.Layer):
     self.kept_outputs = kept_outputs
     self.stored_units = stored_units
     self.overlap = overlap
+    show_to_checkpoints(self, function=self.functions, coupling=self.couplings)
 
   @property
   def call_arguments(self) -> set[str]:
@@ -177,6 +178,13 @@ class ReversibleChain(keras.layers.Layer):
         require_parts(function_name(k, function), coupling, parts := coupling(outputs))
         for part in parts:
           require_shape(function_name(k, function), part.shape, shapes[k % 2])
+
+  def _build_by_calls(self, streams, arguments):
+    """Builds the functions whose `build` takes shapes of arguments."""
+    for k, function in enumerate(self.functions):
+      if not function.built:
+        taken = {name: value for name, value in arguments.items() if name in call_arguments(function)}
+        build_by_call(function, streams[1 - k % 2], taken)
 
   def call(self, inputs, training=False, mask=None, **kwargs):
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
@@ -203,15 +211,11 @@ class ReversibleChain(keras.layers.Layer):
       if not coupling.invertible:
         raise ValueError(f"{self.name} has no inverse, since its {type(coupling).__name__} has none")
     streams, masks, call = self._prepare(outputs, training, mask, kwargs)
-    turns, records = self._turns(call), []
-    for k, turn in enumerate(turns):
-      records.append(Record(turn.state(), masks[1 - k % 2]))
-      masks[k % 2] = mask_of_sum(
-        [masks[k % 2], _passed_on(self.functions[k], streams[1 - k % 2], masks[1 - k % 2])]
-      )
-    return tuple(
-      rebuild(turns, streams, [turn.weights() for turn in turns], records, call.context, inverts=True)
-    )
+    taken, _ = passed_on(self.functions, streams, masks)
+    turns = self._turns(call)
+    weights = [turn.weights() for turn in turns]
+    records = [Record(turn.state(), mask) for turn, mask in zip(turns, taken, strict=True)]
+    return tuple(rebuild(turns, streams, weights, records, call.context, inverts=True))
 
   def reconstruction_error(self, inputs, training=True, mask=None, **kwargs) -> tf.Tensor:
     """How well the backward pass rebuilds (x1, x2): the norm of the error over that of (x1, x2), a scalar.
@@ -240,9 +244,7 @@ class ReversibleChain(keras.layers.Layer):
     masks = [keras_mask(stream) for stream in streams] if mask is None else list(mask)
     call = Call(training, arguments)
     call.require_taken(self.name, self.call_arguments)
-    for k, function in enumerate(self.functions):
-      if not function.built:  # Its `build` takes shapes of arguments.
-        build_by_call(function, streams[1 - k % 2], call.arguments_of(function, call.context))
+    self._build_by_calls(streams, arguments)
     dtype = stream_dtype(streams, self.variable_dtype)
     return [tf.cast(by_value(stream), dtype) for stream in streams], masks, call
 
@@ -273,10 +275,7 @@ class ReversibleChain(keras.layers.Layer):
   def compute_output_spec(self, inputs, training=False, mask=None, **kwargs):
     require_streams(self.name, inputs)
     Call(training, kwargs).require_taken(self.name, self.call_arguments)
-    for k, function in enumerate(self.functions):
-      if not function.built:
-        taken = {name: value for name, value in kwargs.items() if name in call_arguments(function)}
-        build_by_call(function, inputs[1 - k % 2], taken)
+    self._build_by_calls(inputs, kwargs)
     dtype = stream_dtype(inputs, self.variable_dtype).name
     shapes = self.compute_output_shape([stream.shape for stream in inputs])
     return tuple(keras.KerasTensor(shape, dtype) for shape in shapes)
@@ -290,9 +289,7 @@ class ReversibleChain(keras.layers.Layer):
   def compute_mask(self, inputs, previous_mask):
     if not all(isinstance(stream, keras.KerasTensor) for stream in inputs):
       return None  # `call` has attached them.
-    masks = list(previous_mask or [None, None])
-    for k, function in enumerate(self.functions):
-      masks[k % 2] = mask_of_sum([masks[k % 2], _passed_on(function, inputs[1 - k % 2], masks[1 - k % 2])])
+    _, masks = passed_on(self.functions, inputs, previous_mask or [None, None])
     return [*masks, None] if self.log_det else masks
 
   def get_config(self):
@@ -317,8 +314,3 @@ class ReversibleChain(keras.layers.Layer):
     # Models of version 0.1 name no coupling.
     coupling = [keras.saving.deserialize_keras_object(one) for one in config.pop("coupling", ())] or None
     return cls(pairs, coupling=coupling, **config)
-
-
-def _passed_on(function, source, mask):
-  """The mask of what a function gives for a stream with a mask, by what the layer says of itself."""
-  return function.compute_mask(source, mask) if mask is not None and function.supports_masking else None

@@ -6,18 +6,26 @@
 """
 
 import contextlib
+import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
 import tensorflow as tf
 
-from resnet.reversible.private_apis import has_tangents, is_watched, record_operation, stop_recording
+from resnet.reversible.private_apis import (
+  forget_gradient,
+  has_tangents,
+  is_watched,
+  record_operation,
+  stop_recording,
+)
 
 Tensors = Any  # a tensor, or lists, tuples and dicts of them
 
-_OP_TYPE = "ReversibleCustomVjp"  # of all gradients; which one an op has is an attribute of its graph
-_PULLBACKS = "reversible_pullbacks"
+_PULLBACKS = "reversible_pullbacks"  # the attribute of graphs that has the gradients of their ops
+_numbers = itertools.count()
 _ORDINARY = "set manual_gradients=False (in a Recompute: call its layer) where they are needed"
 
 _boundaries: ContextVar[list | None] = ContextVar("boundaries", default=None)
@@ -81,27 +89,22 @@ def watched(tape: tf.GradientTape, tensors: Tensors) -> Tensors:
 
 def _in_graph(results, inputs, gradients):
   """`results`, behind an op whose gradient is `gradients`, for who differentiates the graph without a tape."""
-  graph = tf.compat.v1.get_default_graph()
-  with stop_recording(), graph.gradient_override_map({"IdentityN": _OP_TYPE}):
-    outputs = tf.identity_n([*results, *inputs])
 
-  def of_op(*d_outputs):
+  def pullback(*d_outputs):
     return [*[None] * len(results), *gradients(*d_outputs[: len(results)])]
 
+  graph = tf.compat.v1.get_default_graph()
+  op_type = f"ReversibleCustomVjp-{next(_numbers)}"
+  with stop_recording(), graph.gradient_override_map({"IdentityN": op_type}):
+    outputs = tf.identity_n([*results, *inputs])
+  # TensorFlow's registry is for ever. It refers to what the graph holds, and forgets it with the graph.
   if not hasattr(graph, _PULLBACKS):
     setattr(graph, _PULLBACKS, {})
-  getattr(graph, _PULLBACKS)[outputs[0].op.name] = of_op
+  getattr(graph, _PULLBACKS)[op_type] = pullback
+  of_graph = weakref.ref(graph)
+  tf.RegisterGradient(op_type)(lambda _, *d_outputs: getattr(of_graph(), _PULLBACKS)[op_type](*d_outputs))
+  weakref.finalize(graph, forget_gradient, op_type)
   return outputs[: len(results)]
-
-
-@tf.RegisterGradient(_OP_TYPE)
-def _gradient_of_op(op, *d_outputs):
-  pullback = getattr(op.graph, _PULLBACKS, {}).get(op.name)
-  if pullback is None:
-    raise NotImplementedError(
-      f"{op.name} was loaded or copied without its gradient; differentiate the layer that made it"
-    )
-  return pullback(*d_outputs)
 
 
 def without_storing(

@@ -27,3 +27,17 @@ def mask_of_sum(masks: Sequence[Mask]) -> Mask:
     return None
   different = list({id(mask): mask for mask in masks}.values())
   return functools.reduce(keras.ops.logical_or, different)
+
+
+def passed_on(
+  functions: Sequence[keras.layers.Layer], streams: Sequence[tf.Tensor], masks: Sequence[Mask]
+) -> tuple[list[Mask], list[Mask]]:
+  """(the mask that each function of a chain takes, those of the outputs), by what layers say of themselves."""
+  masks, taken = list(masks), []
+  for k, function in enumerate(functions):
+    target, source = k % 2, 1 - k % 2
+    taken.append(masks[source])
+    says = function.supports_masking and masks[source] is not None
+    change = function.compute_mask(streams[source], masks[source]) if says else None
+    masks[target] = mask_of_sum([masks[target], change])
+  return taken, masks

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras.src import backend
 from tensorflow.compiler.tf2xla.python import xla
 from tensorflow.python.eager import forwardprop_util, record
-from tensorflow.python.framework import func_graph
+from tensorflow.python.framework import func_graph, ops
 from tensorflow.python.ops import control_flow_util
 
 # (op's type, outputs, inputs, (gradients of outputs) -> gradients of inputs): puts an operation on all tapes.
@@ -25,6 +25,11 @@ keras_mask, set_keras_mask = backend.get_keras_mask, backend.set_keras_mask
 def has_tangents(tensors: Sequence[tf.Tensor]) -> bool:
   """Whether a `tf.autodiff.ForwardAccumulator` follows one of them."""
   return bool(forwardprop_util.pack_tangents(list(tensors)).tangents)
+
+
+def forget_gradient(op_type: str) -> None:
+  """Undoes `tf.RegisterGradient(op_type)`."""
+  ops.gradient_registry._registry.pop(op_type, None)
 
 
 def is_compiled_by_xla(graph: tf.Graph) -> bool:

@@ -32,8 +32,10 @@ def run_rebuilding(
   """
   weights, states = [turn.weights() for turn in turns], [turn.state() for turn in turns]
   if before_loop < len(turns):
-    stacked = [stack(values, before_loop) for values in (weights, states)]
-    streams, masks, updates = _rebuilt(name, run_loop, undo_loop, turns, streams, masks, *stacked, context)
+    weights, states = stack(weights, before_loop), stack(states, before_loop)
+    streams, masks, updates = _rebuilt(
+      name, run_loop, undo_loop, turns, streams, masks, weights, states, context
+    )
     _assign(turns, unstack(turns, updates, before_loop))
     return streams, masks
   last = len(turns) - stored

@@ -105,7 +105,7 @@ class StatelessLayers:
     self.state_variables = [variable for key, variable in variables.items() if key not in trained]
     self._owner = layers[-1]
     self._name = name
-    self._keep = keep
+    self._keep = tuple(keep)
 
   def weights(self) -> list[tf.Tensor]:
     """The values of the trained variables."""
