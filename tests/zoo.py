@@ -79,6 +79,8 @@ class Attention(keras.layers.Layer):
 class Masked(keras.layers.Layer):
   """A dense layer of the mean over the steps that the mask leaves."""
 
+  supports_masking = True
+
   def build(self, input_shape):
     self.w = self.add_weight(shape=(input_shape[-1], input_shape[-1]))
 

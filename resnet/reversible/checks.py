@@ -15,6 +15,8 @@ def require_pairs(pairs: Any) -> None:
   """Raises ValueError unless `pairs` is a list of (F, G), Keras layers both."""
   if not isinstance(pairs, list | tuple) or any(not isinstance(p, list | tuple) or len(p) != 2 for p in pairs):
     raise ValueError(f"pairs must be a list of (F, G), got {pairs!r}")
+  if not pairs:
+    raise ValueError("pairs must have a unit at least, got []")
   for unit, pair in enumerate(pairs):
     for letter, function in zip("FG", pair, strict=True):
       if not isinstance(function, keras.layers.Layer):

@@ -42,10 +42,10 @@ def custom_vjp(function: Callable, inputs: Tensors) -> Tensors:
   """
   flat = [tf.convert_to_tensor(tensor) for tensor in tf.nest.flatten(inputs)]
   eager = tf.executing_eagerly()
-  given = [tf.stop_gradient(tensor) for tensor in flat] if eager else flat
+  given = [tf.stop_gradient(tensor) for tensor in flat] if eager else own_in_boundaries(flat)
   outputs, pullback = function(tf.nest.pack_sequence_as(inputs, given))
   results = tf.nest.flatten(outputs)
-  mark_boundary(results, flat)
+  mark_boundary(results, given)
 
   def gradients(*d_results):
     d_inputs = tf.nest.flatten(pullback(tf.nest.pack_sequence_as(outputs, d_results)))
@@ -68,6 +68,11 @@ def boundaries() -> Iterator[list[tuple[list[tf.Tensor], list[tf.Tensor]]]]:
     _boundaries.reset(before)
 
 
+def own_in_boundaries(tensors: Tensors) -> Tensors:
+  """`tensors`; in a context of `boundaries` copies, which differ from what is used from outside."""
+  return tensors if _boundaries.get() is None else fresh(tensors)
+
+
 def mark_boundary(results: list[tf.Tensor], inputs: list[tf.Tensor]) -> None:
   """Lists in `boundaries` that the gradients of `results` go to `inputs` alone."""
   if (found := _boundaries.get()) is not None:
@@ -77,6 +82,11 @@ def mark_boundary(results: list[tf.Tensor], inputs: list[tf.Tensor]) -> None:
 def fresh(tensors: Tensors) -> Tensors:
   """The same values, each position a tensor of its own."""
   return tf.nest.map_structure(tf.identity, tensors)
+
+
+def unlinked(tensors: Tensors) -> Tensors:
+  """The same values, for a backward pass: who differentiates that finds no way into the forward pass."""
+  return tf.nest.map_structure(tf.stop_gradient, tensors)
 
 
 def watched(tape: tf.GradientTape, tensors: Tensors) -> Tensors:
@@ -132,9 +142,7 @@ def without_storing(
     raise NotImplementedError(
       f"forward-mode gradients (tf.autodiff.ForwardAccumulator) through {name} are not supported; {_ORDINARY}"
     )
-  link = custom_vjp(
-    lambda given: (tf.zeros([]), lambda _: tf.nest.map_structure(lambda _: None, given)), (rebuilt, held)
-  )
+  link = _link((rebuilt, held))
   others: Any = None  # Not among the outputs: for each of these the backward pass has ops.
 
   def run(given):
@@ -146,21 +154,30 @@ def without_storing(
         "argument of the call"
       )
 
+    outputs_held = unlinked(outputs)
+
     def pullback(d_outputs):
-      # Captured anew: in control flow TensorFlow shows a tape the first capture of a tensor alone.
-      d_given = backward(outputs, d_outputs, fresh(given[1]), residuals)
-      return _first_order(name, link, d_given)
+      # All captured anew: in control flow TensorFlow shows a tape the first capture of a tensor alone.
+      d_given = backward(outputs_held, unlinked(d_outputs), unlinked(given[1]), residuals)
+      return _first_order(name, [link, _link(d_outputs)], d_given)
 
     return outputs, pullback
 
   return custom_vjp(run, (rebuilt, held)), others
 
 
-def _first_order(name: str, link: tf.Tensor, gradients: Tensors) -> Tensors:
+def _link(tensors: Tensors) -> tf.Tensor:
+  """A scalar that tapes take for a function of `tensors`."""
+  return custom_vjp(
+    lambda given: (tf.zeros([]), lambda _: tf.nest.map_structure(lambda _: None, given)), tensors
+  )
+
+
+def _first_order(name: str, links: list[tf.Tensor], gradients: Tensors) -> Tensors:
   """`gradients`, made to refuse differentiation.
 
-  A tape has not seen how the activations behind `gradients` were computed, so its gradients of them would be
-  wrong. `link` connects `gradients` to all that they depend on, so that a tape always comes through here.
+  A tape has not seen how they were computed. `links` connect them to all that they depend on, so that a tape
+  always comes through here.
   """
 
   def identity(given):
@@ -169,8 +186,8 @@ def _first_order(name: str, link: tf.Tensor, gradients: Tensors) -> Tensors:
         f"gradients of gradients through {name} are not supported, since it stores no activations; {_ORDINARY}"
       )
 
-    return given[1:], refuse
+    return given[1], refuse
 
   flat = [d for d in tf.nest.flatten(gradients) if d is not None]
-  refused = iter(custom_vjp(identity, [link, *flat]))
+  refused = iter(custom_vjp(identity, (links, flat)))
   return tf.nest.map_structure(lambda d: None if d is None else next(refused), gradients)

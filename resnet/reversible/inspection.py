@@ -66,14 +66,8 @@ def require_repeatable(
       return
   with inspected(), scratch_graph() as graph:
     placeholders = tf.nest.map_structure(lambda t: tf.compat.v1.placeholder(t.dtype, t.shape), given)
-    with boundaries() as found:
-      try:
-        outputs = run(*placeholders)
-      except (tf.errors.OperatorNotAllowedInGraphError, AttributeError, NotImplementedError) as error:
-        raise ValueError(
-          f"{name} cannot be traced: {error}. If it needs the values of tensors in Python (`if`, `for`, "
-          "numpy()), use TensorFlow's operations, also in a tf.function that it calls"
-        ) from error
+    with boundaries() as found, _explained(name):
+      outputs = run(*placeholders)
     graph.outputs += [tensor for tensor in tf.nest.flatten(outputs) if tf.is_symbolic_tensor(tensor)]
     ops = list(_all_ops(graph))
     weights, others, state = (tf.nest.flatten(tensors) for tensors in placeholders)
@@ -87,6 +81,30 @@ def require_repeatable(
       _refuse_hidden(name, results, arguments, [*weights, *others])
   if tf.executing_eagerly():
     _fine.setdefault(owner, set()).add(key)
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+  """Says in the engine's words why a function cannot be traced."""
+  try:
+    yield
+  except (tf.errors.OperatorNotAllowedInGraphError, AttributeError, NotImplementedError) as error:
+    raise ValueError(
+      f"{name} cannot be traced: {error}. If it needs the values of tensors in Python (`if`, `for`, numpy()), "
+      "use TensorFlow's operations, also in a tf.function that it calls"
+    ) from error
+  except ValueError as error:
+    if "custom_gradient decorator" in str(error):  # TensorFlow's word for a layer from a keras.RematScope.
+      raise ValueError(_hidden(name)) from error
+    raise
+
+
+def _hidden(name: str) -> str:
+  return (
+    f"{name} uses a weight or an input inside of a custom gradient (tf.custom_gradient, tf.recompute_grad, "
+    "keras.remat, Recompute) that does not take it as an argument, so its gradient would be lost; hand it over "
+    "as an argument there, or use resnet.reversible.Recompute(layer) with a layer that has the weight"
+  )
 
 
 def _all_ops(graph: tf.Graph) -> Iterator[tf.Operation]:
@@ -150,11 +168,7 @@ def _refuse_hidden(
       continue
     seen.add(id(tensor))
     if id(tensor) in sought:
-      raise ValueError(
-        f"{name} uses a weight or an input inside of a custom gradient (tf.custom_gradient, tf.recompute_grad, "
-        "keras.remat, Recompute) that does not take it as an argument, so its gradient would be lost; hand it "
-        "over as an argument there, or use resnet.reversible.Recompute(layer) with a layer that has the weight"
-      )
+      raise ValueError(_hidden(name))
     if tensor.op.type == "Placeholder":
       todo += [outer for outer, inner in getattr(tensor.graph, "captures", ()) if inner is tensor]
     elif tensor.op.type not in _WITHOUT_GRADIENT:

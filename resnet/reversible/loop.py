@@ -15,7 +15,9 @@ from resnet.reversible.plain import Streams
 from resnet.reversible.turn import Record, Turn
 from resnet.reversible.unrolled import Updates, run, sums, undo
 
-Entries = dict[Any, tf.Tensor]  # (k, i): tensor i of F (k = 0) or G (k = 1), for one unit or stacked
+Entries = dict[
+  Any, tf.Tensor
+]  # (k, i): tensor i of F (k = 0) or G (k = 1), or its mask (i = -1), for one unit or stacked
 
 
 def run_loop(
@@ -44,14 +46,15 @@ def run_loop(
         f"{turns[1].name} the streams carry {_names(masks)}, before it {_names(masked)}; set "
         "supports_masking = True in these layers, or use form 'unrolled'"
       )
-    output = dict(output) | {("mask", k): taken[k].mask for k in (0, 1) if taken[k].mask is not None}
+    output = dict(output) | {(k, -1): taken[k].mask for k in (0, 1) if taken[k].mask is not None}
     return (streams, _present(masks)), output
 
-  like = {key: (stacked.dtype, stacked.shape[1:]) for key, stacked in _entries(states).items()}
-  like |= {("mask", k): (masks[1 - k].dtype, masks[1 - k].shape) for k in (0, 1) if masked[1 - k]}
+  variables = [[*state, *weight] for state, weight in zip(states, weights, strict=True)]
+  like = {key: (stacked.dtype, stacked.shape[1:]) for key, stacked in _entries(variables).items()}
+  like |= {(k, -1): (masks[1 - k].dtype, masks[1 - k].shape) for k in (0, 1) if masked[1 - k]}
   (streams, present), output = _loop(step, (list(streams), _present(masks)), like, range(len(turns) // 2))
   masks = [present.get(k) for k in (0, 1)]
-  records += [Record(states[k], output.pop(("mask", k), None)) for k in (0, 1)]
+  records += [Record(states[k], output.pop((k, -1), None)) for k in (0, 1)]
   updates = before | {(first + k, i): value for (k, i), value in output.items()}
   return streams, masks, updates, records
 
@@ -97,12 +100,12 @@ def unstack(turns: list[Turn], updates: Entries, first: int) -> Updates:
     ValueError: functions share a layer whose state changes.
   """
   unstacked: Updates = {key: value for key, value in updates.items() if key[0] < first}
-  changed = [id(turns[k].state_variables[i]) for k, i in unstacked]
-  changed += [id(turn.state_variables[i]) for k, i in updates if k >= first for turn in turns[k::2]]
+  changed = [id(turns[k].variables[i]) for k, i in unstacked]
+  changed += [id(turn.variables[i]) for k, i in updates if k >= first for turn in turns[k::2]]
   for (k, i), tensor in updates.items():
     if k < first:
       continue
-    variables = [turn.state_variables[i] for turn in turns[k::2]]
+    variables = [turn.variables[i] for turn in turns[k::2]]
     for turn, variable in zip(turns[k::2], variables):
       if changed.count(id(variable)) > 1:
         raise ValueError(
@@ -177,14 +180,25 @@ def _names(masks: Sequence[Any]) -> str:
 def _configuration(layer: keras.layers.Layer) -> Any:
   """A layer's configuration without names, seeds and the shapes that it was built for."""
 
+  config = keras.saving.serialize_keras_object(layer)
+  names: dict[str, int] = {}  # of all layers within, by which a functional model connects them
+
+  def find_names(config):
+    for key, value in config.items() if isinstance(config, dict) else enumerate(config):
+      if key == "name" and isinstance(value, str):
+        names.setdefault(value, len(names))
+      elif isinstance(value, dict | list | tuple):
+        find_names(value)
+
   def anonymous(config):
     if isinstance(config, dict):
-      return {
-        key: anonymous(value) for key, value in config.items() if key not in ("name", "seed", "build_config")
-      }
-    return [anonymous(item) for item in config] if isinstance(config, list | tuple) else config
+      return {key: anonymous(value) for key, value in config.items() if key not in ("seed", "build_config")}
+    if isinstance(config, list | tuple):
+      return [anonymous(item) for item in config]
+    return names.get(config, config) if isinstance(config, str) else config
 
-  return anonymous(keras.saving.serialize_keras_object(layer))
+  find_names(config)
+  return anonymous(config)
 
 
 def _variables(layers: Sequence[keras.layers.Layer]) -> list[str]:

@@ -49,8 +49,8 @@ def scratch_graph() -> Iterator[tf.Graph]:
   It belongs to a single replica, whichever strategy is in force.
   """
   graph = func_graph.FuncGraph("scratch")
-  graph._distribution_strategy_stack = []
   with graph.as_default():
+    graph._distribution_strategy_stack = []
     yield graph
 
 

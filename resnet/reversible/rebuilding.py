@@ -22,7 +22,7 @@ def run_rebuilding(
   before_loop: int,
   stored: int,
 ) -> tuple[Streams, list[Mask]]:
-  """(y1, y2) and their masks. Assigns the new values of states.
+  """(y1, y2) and their masks. Assigns the new values of variables.
 
   Args:
     name: of the chain, for errors.
@@ -56,11 +56,16 @@ def run_rebuilding(
 def _rebuilt(
   name: str, run: Callable, undo: Callable, turns, streams, masks, weights, states, context
 ) -> tuple[Streams, list[Mask], Updates]:
-  """Forward by `run`, backward by `undo`: ((y1, y2), their masks, new values of changed states)."""
+  """Forward by `run`, backward by `undo`: ((y1, y2), their masks, new values of changed variables)."""
 
   def forward(streams, held):
     weights, context = held
     outputs, masks_after, updates, records = run(turns, streams, masks, weights, states, context)
+    if any(turn.keeps_outputs for turn in turns) and not any(record.kept.has_outputs for record in records):
+      raise ValueError(
+        f"{name} has kept_outputs, but no function in these units offers an output (`keep_output`); use "
+        "stored_units, which stores what any layer needs"
+      )
     return outputs, (masks_after, updates), records
 
   def backward(outputs, d_outputs, held, records):
@@ -76,4 +81,4 @@ def _rebuilt(
 
 def _assign(turns: list[Turn], updates: Updates) -> None:
   for (k, i), value in sorted(updates.items()):
-    turns[k].state_variables[i].assign(value)
+    turns[k].variables[i].assign(value)

@@ -138,7 +138,7 @@ def recompute(
   held = (stateless.weights(), given.context, call.context)
   outputs, (structure, updates) = without_storing(name, forward, backward, (), held)
   for index, value in updates.items():
-    stateless.state_variables[index].assign(value)
+    stateless.variables[index].assign(value)
   return _with_floats(structure, outputs)
 
 

@@ -9,7 +9,14 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from resnet.reversible.custom_vjp import Tensors, custom_vjp, mark_boundary, watched
+from resnet.reversible.custom_vjp import (
+  Tensors,
+  custom_vjp,
+  mark_boundary,
+  own_in_boundaries,
+  unlinked,
+  watched,
+)
 from resnet.reversible.gate import after
 from resnet.reversible.masks import with_mask
 from resnet.reversible.private_apis import keras_mask
@@ -70,7 +77,7 @@ def replayed(
     return first(*inputs)
   if run.asked is None:
     y, kept = first(*inputs)
-    run.kept.entries.append(Entry(layer.name, y.shape, kept))
+    run.kept.entries.append(Entry(layer.name, y.shape, unlinked(kept)))
     return y, kept
   entry = run.next(layer.name)
   y = custom_vjp(lambda given: _as_list(again(entry.tensors, *given)), [*inputs])
@@ -107,15 +114,16 @@ def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False)
   if run.asked is None:
     state = stateless.state()
     inner, mask = Run(kinds, run.weights, Kept()), keras_mask(x)
+    x = with_mask(own_in_boundaries(x), mask)
     with running(inner):
       y = layer(x, training=training)
     mark_boundary([y], [x, *weights])
-    kept = (y, state, stateless.state())
+    kept = unlinked((y, state, stateless.state()))
     run.kept.entries.append(Entry(layer.name, y.shape, kept, inner.kept, (mask, keras_mask(y))))
     return y
   entry = run.next(layer.name)
   y, state, new_state = entry.tensors
-  for variable, value in zip(stateless.state_variables, new_state, strict=True):
+  for variable, value in zip(stateless.variables, new_state):
     variable.assign(value)  # For layers that share it. The variable itself does not change in a second run.
 
   def output(given):

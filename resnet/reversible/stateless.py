@@ -3,13 +3,13 @@
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 
 import keras
 import tensorflow as tf
 
-from resnet.reversible.custom_vjp import Tensors
+from resnet.reversible.custom_vjp import Tensors, custom_vjp
 from resnet.reversible.gate import after
 from resnet.reversible.inspection import inspected, require_repeatable
 from resnet.reversible.masks import Mask
@@ -44,6 +44,11 @@ class Kept:
   """What a function's layers kept of its first run, in the order in which they ask for it in the second."""
 
   entries: list[Entry] = dataclasses.field(default_factory=list)
+
+  @property
+  def has_outputs(self) -> bool:
+    """Whether an output is among it."""
+    return any(entry.inner is not None for entry in self.entries)
 
 
 @dataclasses.dataclass
@@ -93,27 +98,27 @@ class StatelessLayers:
     keep: the kinds of tensors, see above, that the first run may keep for the second.
 
   Attributes:
-    trained_variables: their values are its weights.
-    state_variables: the other variables. Their values before a run are its state.
+    variables: those that are not trained, whose values are the state, then the trained ones.
   """
 
   def __init__(self, layers: Sequence[keras.layers.Layer], name: str, keep: Collection[str] = ()):
     variables = {id(variable): variable for layer in layers for variable in layer.variables}
     trained = {id(variable) for layer in layers for variable in layer.trainable_variables}
     # In the order of `variables`, which freezing does not change.
-    self.trained_variables = [variable for key, variable in variables.items() if key in trained]
-    self.state_variables = [variable for key, variable in variables.items() if key not in trained]
+    self._trained = [variable for key, variable in variables.items() if key in trained]
+    self._state = [variable for key, variable in variables.items() if key not in trained]
+    self.variables = [*self._state, *self._trained]
     self._owner = layers[-1]
     self._name = name
     self._keep = tuple(keep)
 
   def weights(self) -> list[tf.Tensor]:
     """The values of the trained variables."""
-    return [tf.convert_to_tensor(variable.value) for variable in self.trained_variables]
+    return [tf.convert_to_tensor(variable.value) for variable in self._trained]
 
   def state(self) -> list[tf.Tensor]:
     """The values of the other variables, as tensors: the variables change before the second run."""
-    values = [tf.convert_to_tensor(variable.value) for variable in self.state_variables]
+    values = [tf.convert_to_tensor(variable.value) for variable in self._state]
     # Tapes of eager mode watch frozen weights, too, and would store what is computed from them.
     return [tf.stop_gradient(value) for value in values] if tf.executing_eagerly() else values
 
@@ -126,7 +131,7 @@ class StatelessLayers:
     kept: Kept | None = None,
     key: Hashable = None,
   ) -> tuple[Tensors, dict[int, tf.Tensor], Kept]:
-    """`call(*inputs)`: (what it returns, new values of the state that it changes by index, what was kept).
+    """`call(*inputs)`: (what it returns, new values of `variables` that it changes by index, what was kept).
 
     Args:
       call: a function of `inputs` and the layers' variables.
@@ -147,15 +152,10 @@ class StatelessLayers:
       return self._run(call, weights, state, inputs, kept)
 
   def _run(self, call, weights, state, inputs, kept):
-    given = {id(variable): weight for variable, weight in zip(self.trained_variables, weights, strict=True)}
+    given = {id(variable): weight for variable, weight in zip(self._trained, weights, strict=True)}
     run = Run(self._keep, given, Kept()) if kept is None else Run(self._keep, given, kept, asked=0)
-    variables = [*self.trained_variables, *self.state_variables]
-    with (
-      running(run),
-      _INLINE,
-      keras.StatelessScope(zip(variables, weights + state, strict=True), collect_losses=True) as scope,
-    ):
-      old = [scope.get_current_value(variable) for variable in self.state_variables]
+    with running(run), _INLINE, _Scope(zip(self.variables, [*state, *weights], strict=True), given) as scope:
+      old = [scope.get_current_value(variable) for variable in self.variables]
       outputs = call(*inputs)
     if run.asked is not None and run.asked < len(run.kept.entries):
       raise ValueError(
@@ -167,7 +167,7 @@ class StatelessLayers:
         f"{self._name} adds a loss (add_loss, activity_regularizer), which would be lost; compute it from what "
         "the whole returns"
       )
-    new = [scope.get_current_value(variable) for variable in self.state_variables]
+    new = [scope.get_current_value(variable) for variable in self.variables]
     return outputs, {k: value for k, value in enumerate(new) if value is not old[k]}, run.kept
 
 
@@ -189,6 +189,25 @@ def require_kinds(keep: Collection[str]) -> None:
   """Raises ValueError unless `keep` is a collection of kinds that may be kept."""
   if isinstance(keep, str) or not set(keep) <= set(KINDS):
     raise ValueError(f"keep must be a list of {', '.join(map(repr, KINDS))}; got {keep!r}")
+
+
+class _Scope(keras.StatelessScope):
+  """A `StatelessScope` in which a layer may assign to trained weights, as Keras' SpectralNormalization does.
+
+  As with variables, what is read later has the new value, and its gradient is the weight's; none goes through
+  what was assigned.
+  """
+
+  def __init__(self, values: Iterable, weights: dict[int, tf.Tensor]):
+    super().__init__(values, collect_losses=True)
+    self._weights = weights
+
+  def add_update(self, update):
+    variable, value = update
+    if id(variable) in self._weights:
+      assigned = tf.stop_gradient(value)
+      value = custom_vjp(lambda _: (assigned, lambda d: d), self._weights[id(variable)])
+    super().add_update((variable, value))
 
 
 class _Inline:

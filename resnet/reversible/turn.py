@@ -9,11 +9,11 @@ import tensorflow as tf
 from resnet.reversible.arguments import Call
 from resnet.reversible.checks import function_name, require_shape
 from resnet.reversible.coupling import Coupling
-from resnet.reversible.custom_vjp import watched
+from resnet.reversible.custom_vjp import unlinked, watched
 from resnet.reversible.gate import after
 from resnet.reversible.masks import Mask, mask_of_sum
 from resnet.reversible.plain import Streams, change_of, coupled
-from resnet.reversible.stateless import Kept, StatelessLayers, gated, nothing_kept
+from resnet.reversible.stateless import ACTIVATIONS, Kept, StatelessLayers, gated, nothing_kept
 
 
 @dataclasses.dataclass
@@ -51,7 +51,8 @@ class Turn:
     overlaps: whether the second run of an F may overlap the gradients of the G after it.
 
   Attributes:
-    weights, state, trained_variables, state_variables: of the layer and the coupling, see `StatelessLayers`.
+    weights, state, variables: of the layer and the coupling, see `StatelessLayers`.
+    keeps_outputs: whether the first run keeps the outputs that layers offer.
     waits: whether the second run waits for the gradients of the turn after it.
   """
 
@@ -70,13 +71,13 @@ class Turn:
     self.name = function_name(k, layer)
     self._k, self._target, self._source = k, k % 2, 1 - k % 2
     self._layer, self._coupling, self._call, self._grid_bits = layer, coupling, call, grid_bits
+    self.keeps_outputs = ACTIVATIONS in keep
     self._keeps_stream = keeps_stream or not coupling.invertible
     self._rebuilds = rebuilds and not self._keeps_stream
     self.waits = k % 2 == 1 or not overlaps or not coupling.invertible
     self._stateless = StatelessLayers([layer, coupling], self.name, keep)
     self.weights, self.state = self._stateless.weights, self._stateless.state
-    self.trained_variables = self._stateless.trained_variables
-    self.state_variables = self._stateless.state_variables
+    self.variables = self._stateless.variables
 
   def run(
     self,
@@ -86,7 +87,7 @@ class Turn:
     state: list[tf.Tensor],
     context: list[tf.Tensor],
   ) -> tuple[Streams, list[Mask], dict[int, tf.Tensor], Record]:
-    """Forward: (the streams after the turn, their masks, new values of state by index, what the turn keeps)."""
+    """Forward: (the streams after the turn, their masks, new values of variables by index, a record)."""
     streams, masks = list(streams), list(masks)
     before, mask = streams[self._target], masks[self._source]
     of_change = None
@@ -107,7 +108,7 @@ class Turn:
     streams[self._target], *log_det = outputs
     streams[2:] = [total + here for total, here in zip(streams[2:], log_det, strict=True)]
     masks[self._target] = mask_of_sum([masks[self._target], of_change])
-    return streams, masks, updates, Record(state, mask, kept, before if self._keeps_stream else None)
+    return streams, masks, updates, Record(state, mask, kept, unlinked(before) if self._keeps_stream else None)
 
   def rebuild(self, streams: Streams, weights, record: Record, context, inverts: bool = False) -> Streams:
     """The streams before the turn, from those after it; with `inverts` by nothing but the inverse."""

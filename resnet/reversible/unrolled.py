@@ -7,7 +7,7 @@ from resnet.reversible.masks import Mask
 from resnet.reversible.plain import Streams
 from resnet.reversible.turn import Record, Turn
 
-# (k, i): the new value of state variable i of turn k.
+# (k, i): the new value of variable i of turn k, see `StatelessLayers`.
 Updates = dict[tuple[int, int], tf.Tensor]
 
 
@@ -22,15 +22,24 @@ def run(
   """Forward: ((y1, y2), their masks, new values of changed states, what the backward pass needs).
 
   A layer that several turns share sees the state as the turn before left it.
+
+  Raises:
+    ValueError: turns share a trained weight that the first of them assigns to.
   """
   latest: dict[int, tf.Tensor] = {}  # by the id of the variable
   updates: Updates = {}
   records = []
   for k, turn in enumerate(turns):
-    state = [latest.get(id(variable), value) for variable, value in zip(turn.state_variables, states[k])]
+    state = [latest.get(id(variable), value) for variable, value in zip(turn.variables, states[k])]
+    for variable in turn.variables[len(state) :]:
+      if id(variable) in latest:
+        raise ValueError(
+          f"{turn.name} shares {variable.path!r}, a trained weight that is assigned to, with a function "
+          "before it; use manual_gradients=False"
+        )
     streams, masks, changed, record = turn.run(streams, masks, weights[k], state, context)
     for i, value in changed.items():
-      latest[id(turn.state_variables[i])] = updates[k, i] = value
+      latest[id(turn.variables[i])] = updates[k, i] = value
     records.append(record)
   return streams, masks, updates, records
 
