@@ -327,6 +327,12 @@ class Reads(keras.layers.Layer):
   def traced(self, x):
     return self.inner(x)
 
+  @tf.function
+  def converted(self, x):
+    for _ in tf.range(2):  # By autograph.
+      x = self.inner(x)
+    return x
+
   def call(self, x):
     @tf.custom_gradient
     def custom_gradient(x):
@@ -347,6 +353,7 @@ class Reads(keras.layers.Layer):
         keras.layers.Lambda(lambda h: h * x, output_shape=(4,), dtype="float64")
       )(h),
       "tf.function": self.traced,
+      "autograph": self.converted,
     }[self.how](x)
 
 
@@ -382,13 +389,14 @@ def test_a_layer_made_in_a_remat_scope_is_refused():
 
 
 @eager_and_graph
+@pytest.mark.parametrize("how", ["tf.function", "autograph"])
 @pytest.mark.parametrize("kind", ["chain", "recompute"])
-def test_a_tf_function_in_a_layer_reads_the_weights_of_each_step(kind, run):
-  layer, x = Reads("tf.function"), random(3, 4)
+def test_a_tf_function_in_a_layer_reads_the_weights_of_each_step(kind, how, run):
+  layer, x = Reads(how), random(3, 4)
   layer.build((None, 4))
   chain = ReversibleChain([(dense(), layer)], dtype="float64")
   chain.build([(None, 4)] * 2)
-  plain = Reads("tf.function")
+  plain = Reads(how)
   plain.build((None, 4))
 
   def both(layer):

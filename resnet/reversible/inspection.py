@@ -91,7 +91,7 @@ def _explained(name: str) -> Iterator[None]:
   except (tf.errors.OperatorNotAllowedInGraphError, AttributeError, NotImplementedError) as error:
     raise ValueError(
       f"{name} cannot be traced: {error}. If it needs the values of tensors in Python (`if`, `for`, numpy()), "
-      "use TensorFlow's operations, also in a tf.function that it calls"
+      "use TensorFlow's operations, or put it into a tf.function"
     ) from error
   except ValueError as error:
     if "custom_gradient decorator" in str(error):  # TensorFlow's word for a layer from a keras.RematScope.

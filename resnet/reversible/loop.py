@@ -1,5 +1,6 @@
 """The chain as a `tf.while_loop` over stacked weights and states: a graph of the size of one unit's."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -205,7 +206,8 @@ def _variables(layers: Sequence[keras.layers.Layer]) -> list[str]:
   """What the variables of layers are, in the order in which they were made."""
   trained = {id(variable) for layer in layers for variable in layer.trainable_variables}
   return [
-    f"{'trained' if id(variable) in trained else 'frozen'}, {variable.dtype}, of shape {tuple(variable.shape)}"
+    f"{re.sub('[0-9]', '', variable.name)}: {'trained' if id(variable) in trained else 'frozen'}, "
+    f"{variable.dtype}, of shape {tuple(variable.shape)}"
     for layer in layers
     for variable in layer.variables
   ]

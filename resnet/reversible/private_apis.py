@@ -1,14 +1,18 @@
 """The engine's uses of private parts of TensorFlow and Keras; requirements.txt bounds their versions for it."""
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 
 import keras
 import tensorflow as tf
 from keras.src import backend
 from tensorflow.compiler.tf2xla.python import xla
+from tensorflow.python.autograph.core import ag_ctx
 from tensorflow.python.eager import forwardprop_util, record
+from tensorflow.python.eager.polymorphic_function import autograph_util, polymorphic_function
 from tensorflow.python.framework import func_graph, ops
 from tensorflow.python.ops import control_flow_util
 
@@ -82,3 +86,37 @@ def show_to_checkpoints(parent: keras.layers.Layer, **lists: Sequence[keras.laye
   for name, layers in lists.items():
     for k, layer in enumerate(layers):
       parent._track_trackable(layer, f"{name}_{k}")
+
+
+_inlined: ContextVar[bool] = ContextVar("inlined", default=False)
+
+
+@contextlib.contextmanager
+def inlined_functions() -> Iterator[None]:
+  """A context in which a user's tf.function runs as the Python function that it is, or by autograph.
+
+  Otherwise it would keep what it was traced with, weights included.
+  """
+  before = _inlined.set(True)
+  try:
+    yield
+  finally:
+    _inlined.reset(before)
+
+
+def _inlining(call):
+  @functools.wraps(call)
+  def call_or_inline(self, *args, **kwargs):
+    function = self._python_function
+    if not _inlined.get() or getattr(function, "__module__", "").startswith("tensorflow."):
+      return call(self, *args, **kwargs)
+    if not self._autograph:
+      return function(*args, **kwargs)
+    function = autograph_util.py_func_from_autograph(function, self._experimental_autograph_options)
+    with ag_ctx.ControlStatusCtx(ag_ctx.Status.UNSPECIFIED):  # Whatever the function around it says.
+      return function(*args, **kwargs)
+
+  return call_or_inline
+
+
+polymorphic_function.Function.__call__ = _inlining(polymorphic_function.Function.__call__)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import threading
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 
@@ -13,6 +12,7 @@ from resnet.reversible.custom_vjp import Tensors, custom_vjp
 from resnet.reversible.gate import after
 from resnet.reversible.inspection import inspected, require_repeatable
 from resnet.reversible.masks import Mask
+from resnet.reversible.private_apis import inlined_functions
 
 # What may be kept of a first run.
 STATISTICS = "statistics"  # what `replayed` keeps, small beside an activation
@@ -154,7 +154,11 @@ class StatelessLayers:
   def _run(self, call, weights, state, inputs, kept):
     given = {id(variable): weight for variable, weight in zip(self._trained, weights, strict=True)}
     run = Run(self._keep, given, Kept()) if kept is None else Run(self._keep, given, kept, asked=0)
-    with running(run), _INLINE, _Scope(zip(self.variables, [*state, *weights], strict=True), given) as scope:
+    with (
+      running(run),
+      inlined_functions(),
+      _Scope(zip(self.variables, [*state, *weights], strict=True), given) as scope,
+    ):
       old = [scope.get_current_value(variable) for variable in self.variables]
       outputs = call(*inputs)
     if run.asked is not None and run.asked < len(run.kept.entries):
@@ -208,30 +212,3 @@ class _Scope(keras.StatelessScope):
       assigned = tf.stop_gradient(value)
       value = custom_vjp(lambda _: (assigned, lambda d: d), self._weights[id(variable)])
     super().add_update((variable, value))
-
-
-class _Inline:
-  """A context in which every tf.function runs as the Python function that it is.
-
-  A tf.function keeps what it was traced with, weights included. The switch is one for all threads: replicas'
-  threads take turns within such contexts.
-  """
-
-  def __init__(self):
-    self._lock, self._within, self._before = threading.Lock(), 0, False
-
-  def __enter__(self):
-    with self._lock:
-      if not self._within:
-        self._before = tf.config.functions_run_eagerly()
-        tf.config.run_functions_eagerly(True)
-      self._within += 1
-
-  def __exit__(self, *_):
-    with self._lock:
-      self._within -= 1
-      if not self._within:
-        tf.config.run_functions_eagerly(self._before)
-
-
-_INLINE = _Inline()
