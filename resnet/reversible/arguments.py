@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from resnet.reversible.custom_vjp import local
 from resnet.reversible.masks import with_mask
 from resnet.reversible.private_apis import keras_mask
 
@@ -27,7 +28,7 @@ class Call:
   def __init__(self, training: bool, arguments: dict[str, Any]):
     self.training, self._arguments = training, arguments
     self._leaves = [by_value(leaf) for leaf in tf.nest.flatten(arguments, expand_composites=True)]
-    self._masks = [keras_mask(leaf) for leaf in self._leaves]
+    self._masks = [by_value(keras_mask(leaf)) for leaf in self._leaves]
     self.context = [leaf for leaf in self._leaves if is_float(leaf)]
     shown = [(leaf.dtype, leaf.shape) if tf.is_tensor(leaf) else leaf for leaf in self._leaves]
     self.key: Hashable = str((training, sorted(arguments), shown, [mask is None for mask in self._masks]))
@@ -59,7 +60,7 @@ def by_value(leaf: Any) -> Any:
   """The value of a tensor or variable as it is now, carrying the same Keras mask; anything else as it is."""
   if not isinstance(leaf, tf.Tensor | tf.Variable | keras.Variable | np.ndarray):
     return leaf
-  tensor = tf.convert_to_tensor(leaf)
+  tensor = local(leaf)
   return tensor if tensor is leaf else with_mask(tensor, keras_mask(leaf))
 
 

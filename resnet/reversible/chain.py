@@ -241,7 +241,7 @@ class ReversibleChain(keras.layers.Layer):
     require_streams(self.name, streams)
     if not self.built:  # Only `__call__` builds by itself.
       self.build([tuple(stream.shape) for stream in streams])
-    masks = [keras_mask(stream) for stream in streams] if mask is None else list(mask)
+    masks = [by_value(one) for one in (map(keras_mask, streams) if mask is None else mask)]
     call = Call(training, arguments)
     call.require_taken(self.name, self.call_arguments)
     self._build_by_calls(streams, arguments)

@@ -40,7 +40,7 @@ def custom_vjp(function: Callable, inputs: Tensors) -> Tensors:
       sees what `function` computes.
     inputs: float tensors.
   """
-  flat = [tf.convert_to_tensor(tensor) for tensor in tf.nest.flatten(inputs)]
+  flat = [local(tensor) for tensor in tf.nest.flatten(inputs)]
   eager = tf.executing_eagerly()
   given = [tf.stop_gradient(tensor) for tensor in flat] if eager else own_in_boundaries(flat)
   outputs, pullback = function(tf.nest.pack_sequence_as(inputs, given))
@@ -79,6 +79,17 @@ def mark_boundary(results: list[tf.Tensor], inputs: list[tf.Tensor]) -> None:
     found.append((results, inputs))
 
 
+def local(tensor: Any) -> tf.Tensor:
+  """The tensor, or the value of a variable, as a tensor of the graph that is being built.
+
+  The gradient of a branch or of a loop's body finds no others.
+  """
+  tensor = tf.convert_to_tensor(tensor)
+  if tf.executing_eagerly() or getattr(tensor, "graph", None) is tf.compat.v1.get_default_graph():
+    return tensor
+  return tf.identity(tensor)
+
+
 def fresh(tensors: Tensors) -> Tensors:
   """The same values, each position a tensor of its own."""
   return tf.nest.map_structure(tf.identity, tensors)
@@ -112,7 +123,17 @@ def _in_graph(results, inputs, gradients):
     setattr(graph, _PULLBACKS, {})
   getattr(graph, _PULLBACKS)[op_type] = pullback
   of_graph = weakref.ref(graph)
-  tf.RegisterGradient(op_type)(lambda _, *d_outputs: getattr(of_graph(), _PULLBACKS)[op_type](*d_outputs))
+
+  @tf.RegisterGradient(op_type)
+  def gradient(op, *d_outputs):
+    graph = of_graph()
+    if op is not None and op.graph is not graph:  # It is None for a SavedModel's gradients.
+      raise NotImplementedError(
+        f"the gradient of {op.name!r} in a copy of its graph is not supported (tf.cond in forward mode, say); "
+        f"{_ORDINARY}"
+      )
+    return getattr(graph, _PULLBACKS)[op_type](*d_outputs)
+
   weakref.finalize(graph, forget_gradient, op_type)
   return outputs[: len(results)]
 

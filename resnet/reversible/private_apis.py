@@ -27,8 +27,12 @@ keras_mask, set_keras_mask = backend.get_keras_mask, backend.set_keras_mask
 
 
 def has_tangents(tensors: Sequence[tf.Tensor]) -> bool:
-  """Whether a `tf.autodiff.ForwardAccumulator` follows one of them."""
-  return bool(forwardprop_util.pack_tangents(list(tensors)).tangents)
+  """Whether a `tf.autodiff.ForwardAccumulator` follows one of them, or what the graphs around captured."""
+  followed, graph = list(tensors), tf.compat.v1.get_default_graph()
+  while not tf.executing_eagerly() and isinstance(graph, func_graph.FuncGraph):
+    followed += [outside for outside, _ in graph.captures if outside.dtype.is_floating]
+    graph = graph.outer_graph
+  return bool(forwardprop_util.pack_tangents(followed).tangents)
 
 
 def forget_gradient(op_type: str) -> None:

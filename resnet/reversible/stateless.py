@@ -8,7 +8,7 @@ from contextvars import ContextVar
 import keras
 import tensorflow as tf
 
-from resnet.reversible.custom_vjp import Tensors, custom_vjp
+from resnet.reversible.custom_vjp import Tensors, custom_vjp, local
 from resnet.reversible.gate import after
 from resnet.reversible.inspection import inspected, require_repeatable
 from resnet.reversible.masks import Mask
@@ -118,7 +118,7 @@ class StatelessLayers:
 
   def state(self) -> list[tf.Tensor]:
     """The values of the other variables, as tensors: the variables change before the second run."""
-    values = [tf.convert_to_tensor(variable.value) for variable in self._state]
+    values = [local(variable.value) for variable in self._state]
     # Tapes of eager mode watch frozen weights, too, and would store what is computed from them.
     return [tf.stop_gradient(value) for value in values] if tf.executing_eagerly() else values
 
