@@ -35,7 +35,7 @@ def shortcut_chain(changing=(0,), units=3, function=Counted, **kwargs):
   [
     ((0,), {}),
     ((0, 2), {"overlap": True}),
-    ((1,), {"kept_streams": 2, "kept_outputs": 1}),
+    ((1,), {"kept_streams": 2}),
     ((0, 1), {"stored_units": 2}),
     ((0,), {"form": "while_loop"}),
     ((0,), {"form": "while_loop", "units": 1}),
