@@ -429,14 +429,15 @@ def refusable(config: Config) -> list[str]:
   loop, parts = config.form == "while_loop", config.parts
   pairs = list(zip(config.coupling_names[::2], config.coupling_names[1::2]))
   masks = bool(config.masks) or "makes mask" in parts
-  rebuilds = config.manual_gradients or "chain" in parts or config.wrap == "Stack, again"
+  again = config.wrap == "Stack, again"  # Each part is in a Recompute of its own.
+  rebuilds = config.manual_gradients or "chain" in parts or again
   holds = {
     "loop: unlike units": loop and ((config.unlike and config.units > 2) or len(set(pairs[1:])) > 1),
     "loop: shared state": loop and config.share and parts & STATEFUL,
     "loop: different freezing": loop and config.freeze in ("after", "variable"),
     "loop: masks that change": loop and masks and (config.masks != (1, 1) or not parts <= KEEP_MASKS),
     "loop: synchronised": loop and "synchronized" in parts,
-    "nothing to keep": config.kept[1] and "keeps" not in parts,
+    "nothing to keep": config.kept[1] and ("keeps" not in parts or again or config.unlike),
     "second order": config.tape == "second" and rebuilds,
     "forward mode": config.tape == "forward" and rebuilds,
   }
@@ -807,9 +808,8 @@ def step(world: World, tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
 def outputs_of(config: Config, outputs: list) -> dict[str, tf.Tensor]:
   masks = {f"mask {k}": mask_of(y) for k, y in enumerate(outputs) if not config.control}
-  return {f"output {k}": y for k, y in enumerate(outputs)} | {
-    k: tf.identity(m) for k, m in masks.items() if m is not None
-  }
+  masks = {name: tf.identity(mask) for name, mask in masks.items() if mask is not None}
+  return {f"output {k}": y for k, y in enumerate(outputs)} | masks
 
 
 def fit(world: World) -> dict[str, Any]:

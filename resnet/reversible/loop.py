@@ -204,9 +204,8 @@ def _configuration(layer: keras.layers.Layer) -> Any:
 
 def _variables(layers: Sequence[keras.layers.Layer]) -> list[str]:
   """What the variables of layers are, in the order in which they were made."""
-  trained = {id(variable) for layer in layers for variable in layer.trainable_variables}
   return [
-    f"{re.sub('[0-9]', '', variable.name)}: {'trained' if id(variable) in trained else 'frozen'}, "
+    f"{re.sub('[0-9]', '', variable.name)}: {'trained' if variable.trainable else 'frozen'}, "
     f"{variable.dtype}, of shape {tuple(variable.shape)}"
     for layer in layers
     for variable in layer.variables

@@ -110,7 +110,7 @@ def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False)
     return layer(x, training=training)
   kinds = [kind for kind in run.kinds if kind != ACTIVATIONS]
   stateless = StatelessLayers([layer], layer.name, kinds)
-  weights = [run.weights[id(variable)] for variable in layer.trainable_variables if id(variable) in run.weights]
+  weights = [run.weights[id(variable)] for variable in layer.variables if id(variable) in run.weights]
   if run.asked is None:
     state = stateless.state()
     inner, mask = Run(kinds, run.weights, Kept()), keras_mask(x)

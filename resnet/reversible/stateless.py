@@ -103,10 +103,10 @@ class StatelessLayers:
 
   def __init__(self, layers: Sequence[keras.layers.Layer], name: str, keep: Collection[str] = ()):
     variables = {id(variable): variable for layer in layers for variable in layer.variables}
-    trained = {id(variable) for layer in layers for variable in layer.trainable_variables}
-    # In the order of `variables`, which freezing does not change.
-    self._trained = [variable for key, variable in variables.items() if key in trained]
-    self._state = [variable for key, variable in variables.items() if key not in trained]
+    # In the order of `variables`, which freezing does not change. As in a model, it is the variable's word that
+    # counts: a layer that is frozen before it is built has variables that are trained.
+    self._trained = [variable for variable in variables.values() if variable.trainable]
+    self._state = [variable for variable in variables.values() if not variable.trainable]
     self.variables = [*self._state, *self._trained]
     self._owner = layers[-1]
     self._name = name
