@@ -140,6 +140,9 @@ def _loop(step: Callable, carried: Tensors, like: dict[Any, tuple], indices: ran
   """carried, output = step(index, carried), for each index: (the last carried, the outputs stacked by index).
 
   An output may have any of the keys of `like`, which says their dtypes and shapes.
+
+  Raises:
+    ValueError: a layer in the loop wants to speak to other devices.
   """
   written: set = set()
 
@@ -152,13 +155,21 @@ def _loop(step: Callable, carried: Tensors, like: dict[Any, tuple], indices: ran
   arrays = {
     key: tf.TensorArray(dtype, len(indices), element_shape=shape) for key, (dtype, shape) in like.items()
   }
-  _, carried, arrays = tf.while_loop(
-    lambda index, *_: tf.not_equal(index, indices.stop),
-    body,
-    (tf.constant(indices.start), carried, arrays),
-    parallel_iterations=1,  # More would hold more than one unit's activations.
-    maximum_iterations=len(indices),
-  )
+  try:
+    _, carried, arrays = tf.while_loop(
+      lambda index, *_: tf.not_equal(index, indices.stop),
+      body,
+      (tf.constant(indices.start), carried, arrays),
+      parallel_iterations=1,  # More would hold more than one unit's activations.
+      maximum_iterations=len(indices),
+    )
+  except RuntimeError as error:
+    if "merge_call" not in str(error):
+      raise
+    raise ValueError(
+      "form 'while_loop' cannot hold layers that speak to other devices, such as synchronised batch "
+      "normalisation; use form 'unrolled'"
+    ) from error
   return carried, {key: arrays[key].stack() for key in like if key in written}
 
 
