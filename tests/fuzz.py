@@ -113,7 +113,8 @@ def names_of(function) -> set[str]:
 
 # What F and G are made of.
 
-USES = types.SimpleNamespace(engine=True)  # Whether layers within use the engine, or plain Keras.
+# Whether layers within use the engine, or plain Keras; and the number of the run, for traces of their own.
+USES = types.SimpleNamespace(engine=True, run=0)
 OUTSIDE = types.SimpleNamespace(variable=None)  # What is no layer's own: a variable,
 COMPUTED = threading.local()  # and a tensor computed from it, by each replica's thread.
 TENSORS = {"time": ["time"], "extra": ["a", "b", "c"], "key": ["key"], "value": ["value"]}  # of the arguments
@@ -134,7 +135,7 @@ class Part(layers.Layer):
     return tf.tanh(x @ tf.convert_to_tensor(self.w))
 
   @tf.function(autograph=False)
-  def traced(self, x):
+  def traced(self, x, run):
     return self.inner(x)
 
   def call(self, x):
@@ -290,7 +291,7 @@ UNUSUAL: dict[str, Callable] = {
   "tf.recompute_grad": lambda layer, x: tf.recompute_grad(layer.inner)(x),
   "keras.remat": lambda layer, x: keras.remat(layer.inner)(x),
   "tf.custom_gradient": by_custom_gradient,
-  "tf.function": lambda layer, x: layer.traced(x),
+  "tf.function": lambda layer, x: layer.traced(x, USES.run),
   "add_loss": with_loss,
 }
 # Makers, by the width of the output. The first keep the width of their input.
@@ -528,6 +529,8 @@ def draw(seed: int, attempt: int = 0) -> Config:
   inputs = config.tensor_names
   if rng.random() < (0.15 if len(inputs) == 2 else 0.4) and not (shortcut and len(inputs) > 2):
     config = dataclasses.replace(config, alias=tuple(rng.sample(inputs, 2)))
+  if "outside tensor" in config.parts and rng.random() < 0.3:  # Rare otherwise.
+    config = dataclasses.replace(config, execution="mirrored")
   return dataclasses.replace(config, steps=2) if "tf.function" in config.parts else config
 
 
@@ -670,6 +673,7 @@ def freeze(config: Config, functions, made) -> None:
 
 
 def make_world(config: Config) -> World:
+  USES.engine, USES.run = True, 0
   keras.utils.set_random_seed(1)
   rng, dtype = np.random.RandomState(0), keras.config.floatx()
   make_outside = keras.Variable if "reads keras.Variable" in config.parts else tf.Variable
@@ -849,7 +853,7 @@ def strategy_of(config: Config) -> tf.distribute.Strategy:
 
 def execute(world: World, by_engine: bool) -> dict[str, np.ndarray]:
   """What the configuration's program gives, by the engine or by the oracle."""
-  USES.engine = by_engine
+  USES.engine, USES.run = by_engine, 1 + by_engine
   tf.random.set_seed(1)
   world.assign(lambda name, _: world.start[name])
   config, strategy, tensors = world.config, strategy_of(world.config), world.tensors
