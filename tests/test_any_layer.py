@@ -380,6 +380,93 @@ def test_what_a_custom_gradient_hides_is_refused(how, run):
   assert tape.gradient(loss, layer.w.value) is not None
 
 
+class Hides(keras.layers.Layer):
+  """x w behind a custom gradient, by a way that is not seen at once."""
+
+  def __init__(self, how):
+    super().__init__(dtype="float64")
+    self.how = how
+
+  def build(self, input_shape):
+    self.w = self.add_weight(shape=(4,), initializer="ones")
+
+  def compute_output_shape(self, input_shape):
+    return input_shape
+
+  def call(self, x):
+    def gradient(*dy, variables=()):
+      return dy[0], [tf.reduce_sum(dy[0], 0)] * len(variables)
+
+    def product(x, dtype=tf.float64):
+      return tf.cast(x, dtype) * tf.cast(tf.convert_to_tensor(self.w), dtype)
+
+    ways = {
+      "a result that is not used": lambda x: ((tf.tanh(h := product(x)), h), gradient),
+      "a list of tensors": lambda x: (tf.map_fn(product, x), gradient),
+      "complex numbers": lambda x: (tf.math.real(product(x, tf.complex128)), gradient),
+    }
+    return tf.nest.flatten(tf.custom_gradient(ways[self.how])(x))[0]
+
+
+@eager_and_graph
+@pytest.mark.parametrize("how", ["a result that is not used", "a list of tensors", "complex numbers"])
+def test_what_a_custom_gradient_hides_by_detours_is_refused(how, run):
+  layer = Hides(how)
+  layer.build((None, 4))
+  with pytest.raises(ValueError, match="inside of a custom gradient"):
+    run(lambda: recompute(layer, random(3, 4)))()
+
+
+class Spectrum(keras.layers.Layer):
+  """Complex numbers in and out."""
+
+  def build(self, input_shape):
+    self.w = self.add_weight(shape=(4,), initializer="ones")
+
+  def call(self, x, factor):
+    return tf.signal.fft(tf.cast(x * tf.convert_to_tensor(self.w), tf.complex128) * factor)
+
+
+@eager_and_graph
+def test_gradients_go_through_complex_numbers(run):
+  layer, x, v = Spectrum(dtype="float64"), random(3, 4), random(4, seed=1)
+  layer.build((None, 4))
+
+  def step(call):
+    with tf.GradientTape() as tape:
+      tape.watch((x, v))
+      y = call(x, factor=tf.complex(v, v))
+      loss = tf.reduce_sum(tf.abs(y) ** 2)
+    return tape.gradient(loss, [x, v, layer.w.value])
+
+  assert_close(run(lambda: step(lambda *a, **k: recompute(layer, *a, **k)))(), step(layer), 1e-12)
+
+
+def test_a_state_that_moves_in_a_branch_is_refused_in_graphs():
+  class Branch(keras.layers.Layer):
+    def __init__(self):
+      super().__init__(dtype="float64")
+      self.dropout = keras.layers.Dropout(0.3, seed=1, dtype="float64")
+
+    def call(self, x, training=False):
+      return tf.cond(tf.reduce_sum(x) < 1e9, lambda: self.dropout(x, training=training), lambda: x)
+
+  layer, x = Branch(), random(3, 4)
+  with pytest.raises(ValueError, match="moves 'seed_generator.* in a branch or loop .*manual_gradients=False"):
+    tf.function(lambda: recompute(layer, x, training=True))()
+
+
+@pytest.mark.parametrize(
+  ("mask", "got"),
+  [(tf.ones([2, 4], tf.bool), "a tensor of shape .2, 4."), ([None], ".None."), ([None] * 3, "None")],
+)
+def test_a_mask_that_is_no_pair_is_refused(mask, got):
+  chain = ReversibleChain([(dense(), dense())], dtype="float64")
+  x = random(2, 4, 4)
+  with pytest.raises(ValueError, match=f"mask must be a pair, the mask of x1 and that of x2.*got .*{got}"):
+    chain((x, x), mask=mask)
+
+
 def test_a_layer_made_in_a_remat_scope_is_refused():
   with keras.RematScope("full"):
     layer = keras.layers.Dense(4, dtype="float64")

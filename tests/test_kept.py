@@ -184,7 +184,8 @@ def test_a_kept_layer_that_reads_a_variable_of_others_is_refused(run):
   )
   call = run(lambda x: chain((x, x), training=True))
   with pytest.raises(
-    ValueError, match="F of unit 0 .'shares.* reads the variable 'outside', which is no weight of it"
+    ValueError,
+    match="F of unit 0 .'shares.* reads the variable 'outside' otherwise than as one of its weights",
   ):
     call(tf.ones([2, 4], tf.float64))
 

@@ -31,7 +31,8 @@ class Call:
     self._masks = [by_value(keras_mask(leaf)) for leaf in self._leaves]
     self.context = [leaf for leaf in self._leaves if is_float(leaf)]
     shown = [(leaf.dtype, leaf.shape) if tf.is_tensor(leaf) else leaf for leaf in self._leaves]
-    self.key: Hashable = str((training, sorted(arguments), shown, [mask is None for mask in self._masks]))
+    structure = tf.nest.map_structure(lambda _: ..., arguments)
+    self.key: Hashable = str((training, structure, shown, [mask is None for mask in self._masks]))
 
   def filled_in(self, context: list[tf.Tensor]) -> dict[str, Any]:
     """The arguments, with `context` in place of the float tensors."""
@@ -77,4 +78,4 @@ def call_arguments(layer: keras.layers.Layer) -> set[str]:
 
 def is_float(leaf: Any) -> bool:
   """Whether it is a tensor that gradients go through."""
-  return tf.is_tensor(leaf) and leaf.dtype.is_floating
+  return tf.is_tensor(leaf) and (leaf.dtype.is_floating or leaf.dtype.is_complex)

@@ -36,6 +36,7 @@ from resnet.reversible.checks import (
   build_layer,
   function_name,
   refuse_streams,
+  require_masks,
   require_pairs,
   require_parts,
   require_shape,
@@ -137,13 +138,13 @@ class ReversibleChain(keras.layers.Layer):
       raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
     self.couplings = couplings_of(coupling, 2 * len(pairs))
     if grid_bits is not None:
-      if not 0 <= grid_bits < 24:
+      if not isinstance(grid_bits, int) or not 0 <= grid_bits < 24:
         raise ValueError(f"grid_bits must be in [0, 24), since float32 has 24 bits; got {grid_bits!r}")
       for inexact in (one for one in self.couplings if one.invertible and not one.exact):
         raise ValueError(f"grid_bits needs a coupling that adds or negates alone, got {type(inexact).__name__}")
     kept = {"kept_streams": kept_streams, "kept_outputs": kept_outputs, "stored_units": stored_units}
     for name, units in kept.items():
-      if not 0 <= units <= len(pairs):
+      if not isinstance(units, int) or not 0 <= units <= len(pairs):
         raise ValueError(f"{name} must be in [0, {len(pairs)}], as there are units; got {units!r}")
       if units and form == "while_loop":
         raise ValueError(f"{name} must be 0 with form 'while_loop', which keeps nothing; got {units}")
@@ -241,7 +242,7 @@ class ReversibleChain(keras.layers.Layer):
     require_streams(self.name, streams)
     if not self.built:  # Only `__call__` builds by itself.
       self.build([tuple(stream.shape) for stream in streams])
-    masks = [by_value(one) for one in (map(keras_mask, streams) if mask is None else mask)]
+    masks = [by_value(one) for one in require_masks(self.name, mask) or map(keras_mask, streams)]
     call = Call(training, arguments)
     call.require_taken(self.name, self.call_arguments)
     self._build_by_calls(streams, arguments)

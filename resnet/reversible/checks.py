@@ -40,6 +40,16 @@ def require_streams(name: str, streams: Any) -> None:
       raise ValueError(f"{name}: the streams must be float tensors, x{index} is {dtype}; cast it first")
 
 
+def require_masks(name: str, mask: Any) -> Sequence[Any] | None:
+  """`mask`, if it is None or two, one for each stream, which may be None; otherwise raises ValueError."""
+  if mask is None or (isinstance(mask, list | tuple) and len(mask) == 2):
+    return mask
+  got = f"a tensor of shape {tuple(mask.shape)}" if hasattr(mask, "shape") else repr(mask)
+  raise ValueError(
+    f"{name}: mask must be a pair, the mask of x1 and that of x2, either of which may be None; got {got}"
+  )
+
+
 def refuse_streams(name: str, shape: Any) -> None:
   """Raises ValueError for inputs that are not two streams. `shape` is one tensor's, or a list of shapes."""
   single = all(size is None or isinstance(size, int) for size in shape)

@@ -29,6 +29,10 @@ class Coupling(keras.layers.Layer):
   exact = False
   invertible = True
 
+  def __init__(self, **kwargs):
+    super().__init__(**kwargs)
+    self.supports_masking = True  # Masks are the chain's.
+
   def build(self, input_shape):
     """Makes the variables. `input_shape` is the shape of the stream."""
 

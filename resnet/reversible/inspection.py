@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import tensorflow as tf
 
 from resnet.reversible.custom_vjp import Tensors, boundaries
-from resnet.reversible.private_apis import functions_called, scratch_graph, variable_name
+from resnet.reversible.private_apis import functions_called, number_of_results, scratch_graph, variable_name
 
 # By how the type of a stateful op begins: ops that draw from a generator with a state of its own; that change a
 # variable; and those that do nothing of what would matter in a second run: they read, call functions (which are
@@ -144,11 +144,11 @@ def _refuse_outside(name: str, graph: tf.Graph) -> None:
       variable = variable_name(outside)
       if variable is not None:
         raise ValueError(
-          f"{name} reads the variable {variable!r}, which is no weight of it, and may change before the "
-          "backward pass reads it again; make it a weight of the layer (add_weight, or a layer that is an "
-          "attribute), or hand its value over as an argument of the call"
+          f"{name} reads the variable {variable!r} otherwise than as one of its weights, and it may change "
+          "before the backward pass reads it again; make it a weight (add_weight, or a layer that is an "
+          "attribute), hand its value over as an argument of the call, or use manual_gradients=False"
         )
-    elif outside.dtype.is_floating and tf.is_symbolic_tensor(outside) and outside.op.type != "Const":
+    elif _carries_gradients(outside) and tf.is_symbolic_tensor(outside) and outside.op.type != "Const":
       raise ValueError(
         f"{name} uses the tensor {outside.name!r}, computed outside of it, which no gradient would reach; hand "
         "it over as an argument of the call"
@@ -164,7 +164,7 @@ def _refuse_hidden(
   todo = [tensor for tensor in results if id(tensor) not in seen]
   while todo:
     tensor = todo.pop()
-    if id(tensor) in seen or not tensor.dtype.is_floating or not tf.is_symbolic_tensor(tensor):
+    if id(tensor) in seen or not _carries_gradients(tensor) or not tf.is_symbolic_tensor(tensor):
       continue
     seen.add(id(tensor))
     if id(tensor) in sought:
@@ -175,12 +175,15 @@ def _refuse_hidden(
       todo += tensor.op.inputs
 
 
+def _carries_gradients(tensor: tf.Tensor) -> bool:
+  """Whether gradients may go through it: numbers that are not whole, or a list of them."""
+  return tensor.dtype.is_floating or tensor.dtype.is_complex or tensor.dtype == tf.variant
+
+
 def _results_and_arguments(op: tf.Operation) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-  """What `tf.custom_gradient` computed, and from what: inputs of its op, of which only results are used."""
-  outputs = {id(tensor) for tensor in op.graph.outputs}
-  used = [bool(tensor.consumers()) or id(tensor) in outputs for tensor in op.outputs]
-  last = max((k for k, is_used in enumerate(used) if is_used), default=-1)
-  return list(op.inputs)[: last + 1], list(op.inputs)[last + 1 :]
+  """What `tf.custom_gradient` computed, and from what: both are inputs of its op."""
+  inputs, number = list(op.inputs), number_of_results(op)
+  return inputs[:number], inputs[number:]
 
 
 def _outermost(tensor: tf.Tensor) -> tf.Tensor:

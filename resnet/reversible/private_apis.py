@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import re
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
@@ -69,6 +70,13 @@ def functions_called(op: tf.Operation) -> list[tf.Graph]:
     function.name for value in attributes for function in (value.func, *value.list.func) if function.name
   ]
   return [op.graph._get_function(name).graph for name in names]
+
+
+def number_of_results(op: tf.Operation) -> int:
+  """How many results the function had whose `tf.custom_gradient` an op stands for."""
+  gradient = ops.gradient_registry.lookup(op.get_attr("_gradient_op_type").decode())
+  of_tape = inspect.getclosurevars(gradient).nonlocals["tape_grad_fn"]
+  return inspect.getclosurevars(of_tape).nonlocals["flat_result_len"]
 
 
 def variable_name(handle: tf.Tensor) -> str | None:

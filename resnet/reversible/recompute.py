@@ -45,10 +45,7 @@ class Recompute(keras.layers.Layer):
   def __init__(self, layer: keras.layers.Layer, keep: Collection[str] = (STATISTICS,), **kwargs):
     super().__init__(autocast=False, **kwargs)
     self.dtype_policy = keras.DTypePolicy(self.variable_dtype)  # Variables are read as they are.
-    if not isinstance(layer, keras.layers.Layer):
-      raise ValueError(
-        f"layer must be a Keras layer, got {layer!r}; keras.layers.Lambda makes one of a function"
-      )
+    _require_layer(layer)
     self.layer = layer
     require_kinds(keep)
     self.keep = tuple(keep)
@@ -104,6 +101,7 @@ def recompute(
     What the layer returns. Gradients go through float tensors.
   """
   require_kinds(keep)
+  _require_layer(layer)
   call = Call(training, kwargs)
   call.require_taken(layer.name, call_arguments(layer))
   if activations_are_stored():
@@ -140,6 +138,11 @@ def recompute(
   for index, value in updates.items():
     stateless.variables[index].assign(value)
   return _with_floats(structure, outputs)
+
+
+def _require_layer(layer: keras.layers.Layer) -> None:
+  if not isinstance(layer, keras.layers.Layer):
+    raise ValueError(f"layer must be a Keras layer, got {layer!r}; keras.layers.Lambda makes one of a function")
 
 
 def _floats(outputs: Tensors) -> list[tf.Tensor]:

@@ -149,7 +149,14 @@ class StatelessLayers:
 
       require_repeatable(self._name, first_run, weights, list(inputs), state, self._owner, (key, self._keep))
     with inspected():
-      return self._run(call, weights, state, inputs, kept)
+      outputs, updates, kept = self._run(call, weights, state, inputs, kept)
+    for k, value in updates.items():
+      if tf.is_symbolic_tensor(value) and value.graph is not tf.compat.v1.get_default_graph():
+        raise ValueError(
+          f"{self._name} moves {self.variables[k].path!r} in a branch or loop (tf.cond, tf.while_loop), where "
+          "its new value is lost; move it outside of these, or use manual_gradients=False"
+        )
+    return outputs, updates, kept
 
   def _run(self, call, weights, state, inputs, kept):
     given = {id(variable): weight for variable, weight in zip(self._trained, weights, strict=True)}
