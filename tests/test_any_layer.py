@@ -866,3 +866,23 @@ def test_outputs_and_streams_that_are_not_understood_are_refused_in_a_line():
     ReversibleChain([])
   with pytest.raises(ValueError, match="has kept_outputs, but no function .*offers an output"):
     ReversibleChain([(keras.layers.Dense(4), keras.layers.Dense(4))], kept_outputs=1)((x, x))
+
+
+def test_functions_that_share_weights_that_are_assigned_to_are_refused():
+  shared = keras.layers.SpectralNormalization(dense(), dtype="float64")
+  chain = ReversibleChain([(shared, dense()) for _ in "12"], dtype="float64")
+  with pytest.raises(ValueError, match="F of unit 1 .* shares .*kernel', a trained weight that is assigned to"):
+    chain((random(3, 4), random(3, 4)), training=True)
+
+
+def test_a_loop_refuses_batch_norm_that_is_synchronised(monkeypatch):
+  monkeypatch.setattr(tf.distribute.MirroredStrategy, "_collective_key_base", next(KEYS))
+  strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+  with strategy.scope():
+    pairs = [[keras.layers.BatchNormalization(synchronized=True) for _ in "FG"] for _ in "12"]
+    chain = ReversibleChain(pairs, form="while_loop")
+    chain.build([(None, 4)] * 2)
+  x = tf.ones([2, 4])
+  step = tf.function(lambda: strategy.run(lambda: chain((x, x), training=True)), autograph=False)
+  with pytest.raises(ValueError, match="'while_loop' cannot hold layers that speak to other devices"):
+    step()
