@@ -438,7 +438,7 @@ def refusable(config: Config) -> list[str]:
     "loop: different freezing": loop and config.freeze in ("after", "variable"),
     "loop: masks that change": loop and masks and (config.masks != (1, 1) or not parts <= KEEP_MASKS),
     "loop: synchronised": loop and "synchronized" in parts,
-    "nothing to keep": config.kept[1] and ("keeps" not in parts or again or config.unlike),
+    "nothing to keep": config.kept[1] and ("keeps" not in parts or again or config.unlike or config.share),
     "second order": config.tape == "second" and rebuilds,
     "forward mode": config.tape == "forward" and rebuilds,
   }
