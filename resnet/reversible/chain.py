@@ -149,10 +149,9 @@ class ReversibleChain(keras.layers.Layer):
       if units and form == "while_loop":
         raise ValueError(f"{name} must be 0 with form 'while_loop', which keeps nothing; got {units}")
     self.functions = [function for pair in pairs for function in pair]
-    if form == "while_loop":
-      self._before_loop()
     self.manual_gradients = manual_gradients
     self.form = form
+    self._before_loop()  # Refuses units that are unlike.
     self.log_det = log_det
     self.grid_bits = grid_bits
     self.kept_streams = kept_streams
@@ -196,8 +195,8 @@ class ReversibleChain(keras.layers.Layer):
       arguments = [call.arguments_of(function, call.context) for function in self.functions]
       outputs, masks = run_plainly(self.functions, self.couplings, streams, masks, arguments, self.grid_bits)
     else:
-      name, turns = f"ReversibleChain {self.name!r}", self._turns(call)
-      before_loop = self._before_loop() if self.form == "while_loop" else len(turns)
+      before_loop = self._before_loop()
+      name, turns = f"ReversibleChain {self.name!r}", self._turns(call, before_loop)
       stored = 2 * self.stored_units
       outputs, masks = run_rebuilding(name, turns, streams, masks, call.context, before_loop, stored)
     return *map(with_mask, outputs, masks), *outputs[2:]
@@ -213,7 +212,7 @@ class ReversibleChain(keras.layers.Layer):
         raise ValueError(f"{self.name} has no inverse, since its {type(coupling).__name__} has none")
     streams, masks, call = self._prepare(outputs, training, mask, kwargs)
     taken, _ = passed_on(self.functions, streams, masks)
-    turns = self._turns(call)
+    turns = self._turns(call, self._before_loop())
     weights = [turn.weights() for turn in turns]
     records = [Record(turn.state(), mask) for turn, mask in zip(turns, taken, strict=True)]
     return tuple(rebuild(turns, streams, weights, records, call.context, inverts=True))
@@ -226,7 +225,7 @@ class ReversibleChain(keras.layers.Layer):
     of an exact chain is 0 unless streams have left the grid's range or a function does not repeat itself.
     """
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
-    streams, turns = self._rounded(streams), self._turns(call)
+    streams, turns = self._rounded(streams), self._turns(call, self._before_loop())
     weights, states = [turn.weights() for turn in turns], [turn.state() for turn in turns]
     lost = sum(1 for _ in itertools.takewhile(lambda coupling: not coupling.invertible, self.couplings))
     streams, masks, *_ = run(turns[:lost], streams, masks, weights[:lost], states[:lost], call.context)
@@ -249,16 +248,17 @@ class ReversibleChain(keras.layers.Layer):
     dtype = stream_dtype(streams, self.variable_dtype)
     return [tf.cast(by_value(stream), dtype) for stream in streams], masks, call
 
-  def _turns(self, call):
-    loops = self.form == "while_loop" and not self._before_loop()  # Then F of unit 0 is in the loop.
+  def _turns(self, call, before_loop):
+    loops = before_loop == 0  # Then F of unit 0 is in the loop.
     return [
       Turn(k, function, coupling, call, self.grid_bits, *self._keep(k // 2), k > 0 or loops, self.overlap)
       for k, (function, coupling) in enumerate(zip(self.functions, self.couplings, strict=True))
     ]
 
   def _before_loop(self):
-    """The number of functions that come before the loop. Units may have become unlike."""
-    return count_before_loop(self.functions, self.couplings)
+    """The number of functions that come before the loop, all if there is none. Units may have become unlike."""
+    loops = self.form == "while_loop"
+    return count_before_loop(self.functions, self.couplings) if loops else len(self.functions)
 
   def _rounded(self, streams):
     return [on_grid(stream, self.grid_bits) for stream in streams]
