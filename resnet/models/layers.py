@@ -22,7 +22,7 @@ def conv(filters: int, kernel_size: int, stride: int, name: str, dtype: str) -> 
   truncated at two standard deviations.
   """
   stddev = math.sqrt(2 / (kernel_size * kernel_size * filters))
-  return keras.layers.Conv2D(
+  return Conv(
     filters,
     kernel_size,
     strides=stride,
@@ -32,6 +32,20 @@ def conv(filters: int, kernel_size: int, stride: int, name: str, dtype: str) -> 
     name=name,
     dtype=dtype,
   )
+
+
+@keras.saving.register_keras_serializable("resnet")
+class Conv(keras.layers.Conv2D):
+  """Keras' convolution, which takes only the pixels that it needs if its kernel is one pixel and strides.
+
+  It does the same sums. But its gradients are those of a convolution of a quarter of the pixels (stride 2).
+  """
+
+  def convolution_op(self, inputs, kernel):
+    if self.kernel_size != (1, 1) or self.strides == (1, 1):
+      return super().convolution_op(inputs, kernel)
+    down, across = self.strides
+    return tf.nn.conv2d(inputs[:, ::down, ::across], kernel, 1, "VALID")
 
 
 def dense(units: int, fan_in: int, name: str, dtype: str) -> keras.layers.Dense:

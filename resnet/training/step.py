@@ -32,12 +32,15 @@ def loss_and_gradients(
   gradients = tape.gradient(loss, variables, loss_scale)
   if loss_scale is not None:
     gradients = [gradient / loss_scale for gradient in gradients]
-  wd = tf.convert_to_tensor(model.config.wd, variables[0].dtype)
-  decayed = [
-    gradient + wd * variable.value if variable.regularizer else gradient
-    for gradient, variable in zip(gradients, variables, strict=True)
-  ]
-  return loss, decayed
+  return loss, [_decayed(*pair, model.config.wd) for pair in zip(gradients, variables, strict=True)]
+
+
+def _decayed(gradient: tf.Tensor, variable: keras.Variable, wd: float) -> tf.Tensor:
+  if not variable.regularizer:
+    return gradient
+  # Else a graph computes wd * variable at its start, and holds as much memory as all gradients to its end.
+  with tf.control_dependencies([gradient]):
+    return gradient + tf.convert_to_tensor(wd, gradient.dtype) * variable.value
 
 
 def averaged_over_passes(
