@@ -56,6 +56,8 @@ def make_waves(small: bool) -> dict[str, list[Settings]]:
   cifar_few, cifar_many, imagenet_few, imagenet_many = (4, 8, 2, 3) if small else (100, 500, 32, 64)  # images
   cifar_units, imagenet_units = ((1, 1, 1), (1, 1, 1, 1)) if small else ((9, 9, 9), None)
   depths = (1, 2) if small else (3, 18)
+  # Of RevNet-104, in the order of MODES: about as much memory in each.
+  batches_of_modes = ((1,), (1,), (1, 2), (2,)) if small else ((24,), (56, 64), (96, 120, 144), (120,))
   half = [
     (cifar, cifar_few, cifar_units),
     (cifar, cifar_many, cifar_units),
@@ -73,9 +75,14 @@ def make_waves(small: bool) -> dict[str, list[Settings]]:
       *step_cases(imagenet, imagenet_few, imagenet_units),
       *step_cases(imagenet, imagenet_many, imagenet_units),
     ],
+    "batch": [
+      {**case, "batch": images}
+      for case, batches in zip(step_cases(imagenet, 0, imagenet_units), batches_of_modes, strict=True)
+      for images in batches
+    ],
     "checks": [
       {"do": do, "model": cifar, "dtype": dtype, "tf32": tf32}
-      for do in ("gradients", "exact")
+      for do in ("gradients", "exact", "grid")
       for dtype, tf32 in arithmetics
     ],
     "half": [case for network in half for case in step_cases(*network, dtype=HALF)],
@@ -192,7 +199,9 @@ def report_memory(batch: int) -> Iterator[Settings]:
   yield {"20 units of dense layers": str(memory_report(model, tf.random.normal([100 * batch, 256])))}
 
 
-def compare_gradients(model: str, dtype: str, tf32: bool, exact: bool) -> Iterator[Settings]:
+def compare_gradients(
+  model: str, dtype: str, tf32: bool, grid_bits: int, deterministic: bool
+) -> Iterator[Settings]:
   """How far manual gradients are from ordinary ones, and activations from those that are rebuilt.
 
   For each form of the chain, on 32 images of noise at initial weights:
@@ -206,7 +215,8 @@ def compare_gradients(model: str, dtype: str, tf32: bool, exact: bool) -> Iterat
     model: the name of a configuration.
     dtype: what its residual functions compute in.
     tf32: whether float32 products may be rounded to TensorFloat-32, which is TensorFlow's default.
-    exact: with the grid of the exact mode, and deterministic ops.
+    grid_bits: of the exact mode, 0 for none.
+    deterministic: whether ops are told to give the same bits for the same input.
   """
   import numpy as np
   import tensorflow as tf
@@ -215,12 +225,12 @@ def compare_gradients(model: str, dtype: str, tf32: bool, exact: bool) -> Iterat
   from resnet.models import get_model
   from resnet.tools.gradient_angles import angle, gradients
 
-  if exact:
+  if deterministic:
     tf.config.experimental.enable_op_determinism()
   tf.config.experimental.enable_tensor_float_32_execution(tf32)
   images = tf.random.stateless_normal([32, 32, 32, 3], [1, 2])
   labels = tf.random.stateless_uniform([32], [3, 4], maxval=10, dtype=tf.int32)
-  config = dataclasses.replace(get_config(model), dtype=dtype, grid_bits=14 if exact else 0)
+  config = dataclasses.replace(get_config(model), dtype=dtype, grid_bits=grid_bits)
   expected = gradients(dataclasses.replace(config, manual_gradients=False), images, labels)
   for chain in ("unrolled", "while_loop"):
     changed = dataclasses.replace(config, chain=chain)
@@ -250,7 +260,7 @@ def results_of(case: Settings, wait_until_alone: Callable[[], object]) -> Iterat
     return measure_step(arguments, wait_until_alone)
   if do == "report":
     return report_memory(**arguments)
-  return compare_gradients(**arguments, exact=do == "exact")
+  return compare_gradients(**arguments, grid_bits=0 if do == "gradients" else 14, deterministic=do == "exact")
 
 
 def run_case(case: Settings) -> None:
