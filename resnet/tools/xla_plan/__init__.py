@@ -1,1 +1,1 @@
-"""python -m resnet.tools.xla_plan: the memory of training steps on a GPU, as XLA plans it on a machine without one."""
+"""python -m resnet.tools.xla_plan: a training step's memory on a GPU, as XLA plans it without one."""

@@ -6,27 +6,23 @@ python -m resnet.tools.xla_plan --network examples/reversible_transformer.py:mak
   --arguments width=64,heads=4,rate=0.1 --units 10,40 --batch 64
 
 Each step is written as XLA's program and compiled for the GPU. XLA then says how many bytes the program needs
-beside its weights, images and gradients. What the convolutions' algorithms need is not in it: cuDNN chooses them
-on the GPU.
+beside its weights, images and gradients. What the convolutions' algorithms need is not in it: cuDNN chooses
+them on the GPU.
 
 Compiling for a GPU takes a plugin of JAX, which needs Python 3.12 or later and an environment of its own of
 1.4 GB: --install makes it.
 
 With --network the step is the one that Keras' `fit` compiles, of a network of your own: the function takes
 units=... and the arguments, and returns a Keras model of one input and one output. If it is not compiled, Adam
-and the mean squared error to targets of the output's shape are taken. Mode ordinary is the same model by ordinary
-backpropagation, mode reversible as it was built.
+and the mean squared error to targets of the output's shape are taken. Mode ordinary is the same model by
+ordinary backpropagation, mode reversible as it was built.
 """
 
 import ast
 import collections
-import dataclasses
 import importlib.util
 import json
-import math
-import os
 import pathlib
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 

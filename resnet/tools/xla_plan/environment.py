@@ -20,20 +20,19 @@ _COMMON = """
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 threads_per_core_limit: 2048
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
   thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64 registers_per_core_limit: 65536
-  registers_per_block_limit: 65536 device_vendor: "NVIDIA Corporation" device_address_bits: 64 ecc_enabled: true
-  driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0" dnn_version: "9.10.0"
+  registers_per_block_limit: 65536 device_vendor: "NVIDIA Corporation" device_address_bits: 64
+  driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0"
+  dnn_version: "9.10.0" ecc_enabled: true pcie_bandwidth: 34359738368
 """
 _FIELDS = {
   "h100": """name: "NVIDIA H100 80GB HBM3" platform_version: "Compute Capability 9.0a" core_count: 132
   cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES } fpus_per_core: 128
   shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448 l2_cache_size: 52428800
-  memory_bandwidth: 3352320000000 clock_rate_ghz: 1.98 device_memory_size: 84942979072
-  pcie_bandwidth: 34359738368""",
+  memory_bandwidth: 3352320000000 clock_rate_ghz: 1.98 device_memory_size: 84942979072""",
   "a100": """name: "NVIDIA A100-SXM4-80GB" platform_version: "Compute Capability 8.0" core_count: 108
   cuda_compute_capability { major: 8 } fpus_per_core: 64
   shared_memory_per_core: 167936 shared_memory_per_block_optin: 166912 l2_cache_size: 41943040
-  memory_bandwidth: 2039000000000 clock_rate_ghz: 1.41 device_memory_size: 84942979072
-  pcie_bandwidth: 34359738368""",
+  memory_bandwidth: 2039000000000 clock_rate_ghz: 1.41 device_memory_size: 84942979072""",
 }
 GPUS = tuple(_FIELDS)
 
@@ -65,8 +64,8 @@ def python_of(folder: str) -> str:
   python = _python_in(folder)
   if not python.exists():
     raise UserError(
-      f"JAX's environment is not in {folder}: make it by python -m resnet.tools.xla_plan --install, which needs "
-      "Python 3.12 or later and 1.4 GB, or name another --environment"
+      f"JAX's environment is not in {folder}: make it by python -m resnet.tools.xla_plan --install, which "
+      "needs Python 3.12 or later and 1.4 GB, or name another --environment"
     )
   return str(python)
 

@@ -48,7 +48,7 @@ def export_fit_step(model: keras.Model, batch: int, ordinary: bool) -> bytes:
     with ordinary_backprop():
       return model.train_step((x, y))
 
-  step(tf.zeros(x.shape, x.dtype), tf.zeros(y.shape, y.dtype))  # Keras makes its metrics in the first step.
+  step(*(tf.zeros((1, *t.shape[1:]), t.dtype) for t in (x, y)))  # Keras makes its metrics in the first step.
   return export(step, x, y)
 
 
