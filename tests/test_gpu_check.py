@@ -61,7 +61,9 @@ def test_processes_that_fail_or_outlast_the_budget_are_reported(run_wave, monkey
 
 
 def test_gradients():
-  results = list(gpu_check.compare_gradients("revnet-test", "float32", tf32=True, grid_bits=14, deterministic=True))
+  results = list(
+    gpu_check.compare_gradients("revnet-test", "float32", tf32=True, grid_bits=14, deterministic=True)
+  )
   assert [result["chain"] for result in results] == ["unrolled", "while_loop"]
   for result in results:
     assert result["degrees"] == [0, 0, 0]

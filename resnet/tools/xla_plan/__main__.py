@@ -74,11 +74,18 @@ def main() -> None:
       rows.append({**fields, "batch": FLAGS.batch, "gpu": FLAGS.gpu, **plan})
       megabytes = plan["temporary_bytes"] / 1e6
       print(f"{name}: {megabytes:,.1f} MB, {megabytes / FLAGS.batch:.2f} MB an example", flush=True)
-      same = collections.Counter(map(tuple, plan["peak"]))
-      for (what, size), count in same.items():
-        print(f"  {size / 1e6:9.1f} MB  {what}" + (f"  x {count}" if count > 1 else ""))
+      for (shape, size), names in _by_shape(plan["peak"]).items():
+        print(f"  {len(names):3} x {size / 1e6:8.1f} MB  {shape}  {', '.join(names)}", flush=True)
   if FLAGS.json:
     pathlib.Path(FLAGS.json).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def _by_shape(tensors: list[list]) -> dict[tuple[str, int], list[str]]:
+  """The names of the tensors of each shape and size."""
+  found = collections.defaultdict(list)
+  for shape, name, size in tensors:
+    found[shape, size].append(name)
+  return found
 
 
 def _steps() -> Iterator[tuple[str, dict, Callable[[], bytes]]]:

@@ -80,7 +80,7 @@ def plan(python: str, program: pathlib.Path, gpu: str, largest: int) -> dict:
     largest: how many tensors at the peak to name.
 
   Returns:
-    temporary_bytes, argument_bytes, output_bytes; peak: [what, bytes] of the largest tensors at the peak.
+    temporary_bytes, argument_bytes, output_bytes; peak: [shape, name, bytes] of the largest tensors there.
   """
   target = f'gpu_device_info {{ {_FIELDS[gpu]} {_COMMON} }} platform_name: "CUDA"'
   target += ' dnn_version_info { major: 9 minor: 10 } device_description_str: "GPU"'

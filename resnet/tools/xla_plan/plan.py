@@ -34,21 +34,16 @@ def compile_for(device, program: bytes):
     return device.client.compile(module, executable_devices=devices, compile_options=options)
 
 
-def at_the_peak(count: int) -> list[tuple[str, int]]:
-  """(shape and name, bytes) of the largest tensors that are alive at the peak, arguments left out."""
+def at_the_peak(count: int) -> list[tuple[str, str, int]]:
+  """(shape, name, bytes) of the largest tensors that are alive at the peak, but arguments."""
   (ranges,) = glob.glob(f"{DUMP.name}/*gpu_after_optimizations-live-range.txt")
   (assignment,) = glob.glob(f"{DUMP.name}/*gpu_after_optimizations-buffer-assignment.txt")
-  shapes = dict(
-    re.findall(
-      r"value: <\d+ (\S+) @\d+> \(size=\d+,offset=\d+\): (\S+?\])", pathlib.Path(assignment).read_text()
-    )
-  )
+  values = r"value: <\d+ (\S+) @\d+> \(size=\d+,offset=\d+\): (\S+?\])"
+  shapes = dict(re.findall(values, pathlib.Path(assignment).read_text()))
   text = pathlib.Path(ranges).read_text()
-  found = re.findall(r"^    (\S+?)(\{\d*\}): (\d+) bytes", text[text.index("(peak):") :], re.MULTILINE)
-  found = [
-    (f"{shapes.get(name + index.replace('{}', ''), '?')} {name}", int(size)) for name, index, size in found
-  ]
-  return [(what, size) for what, size in found if not re.search(r" arg\d", what)][:count]
+  tensors = re.findall(r"^    (\S+): (\d+) bytes", text[text.index("(peak):") :], re.MULTILINE)
+  named = [(name.removesuffix("{}"), int(size)) for name, size in tensors]
+  return [(shapes.get(name, "?"), name, size) for name, size in named if not name.startswith("arg")][:count]
 
 
 topology = topologies.get_topology_desc(
