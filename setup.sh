@@ -69,9 +69,8 @@ sed "s/^tensorflow\([<>=]\)/$tensorflow\1/" requirements.txt |
   pip install --quiet --disable-pip-version-check -r /dev/stdin matplotlib
 
 if [ "$DOWNLOAD_CIFAR" = yes ]; then
-  for name in cifar10 cifar100; do
-    python -c "import tensorflow_datasets as tfds; tfds.builder('$name', data_dir='data').download_and_prepare()" ||
-      fail "$name could not be downloaded"
+  for name in cifar-10 cifar-100; do
+    python -m resnet.tools.prepare_data --dataset "$name" --data_dir data
   done
 fi
 if [ "$DOWNLOAD_IMAGENET" = yes ]; then
