@@ -55,7 +55,7 @@ def find_places(data_dir: str | os.PathLike, names: Collection[str], problems: l
     for path in files:
       if _ARCHIVE.search(path.name) and path.stat().st_size <= MAX_ARCHIVE_BYTES:
         with _noting(problems):
-          for contents in _in_archive(path, names):
+          for contents in read_archive(path, names):
             yield Place(path, contents)
 
 
@@ -104,8 +104,12 @@ def _gunzipped(name: str, data: bytes) -> bytes:
   return gzip.decompress(data) if name.endswith(".gz") else data
 
 
-def _in_archive(path: pathlib.Path, names: Collection[str]) -> list[dict[str, bytes]]:
-  """The contents of each folder of an archive that has files of these names."""
+def read_archive(path: pathlib.Path, names: Collection[str]) -> list[dict[str, bytes]]:
+  """The files of these names in a tar archive, by name without .gz: a dict for each folder that has any.
+
+  Raises:
+    UserError: it cannot be read, or is no intact archive.
+  """
   found: dict[str, dict[str, bytes]] = {}
   try:
     with tarfile.open(path, tarinfo=StrictTarInfo) as tar:

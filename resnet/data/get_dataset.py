@@ -24,6 +24,10 @@ class Dataset(Protocol):
   def num_examples(self) -> int:
     """The number of examples."""
 
+  @property
+  def class_names(self) -> tuple[str, ...] | None:
+    """The classes in the order of the network's outputs; None where nothing says them."""
+
   def training_batches(self, start_step: int, num_shards: int = 1, shard: int = 0) -> tf.data.Dataset:
     """Endless: element k is this shard's part of the batch of step start_step + k, shuffled and augmented.
 
