@@ -1,12 +1,11 @@
 """The ImageNet scripts end to end on tiny data, and evaluation beside training."""
 
-import dataclasses
 import json
 
 import pytest
 from imagenet_helpers import prepare_tfds, small_config, write_classic
 
-from resnet.configs import config_factory, get_config, save_config
+from resnet.configs import get_config, save_config
 from resnet.data import EvaluationData, get_dataset
 from resnet.experiments.experiment import Experiment
 from resnet.models import get_model
@@ -148,28 +147,3 @@ def test_an_experiment_of_another_network_is_refused(folder, run_script):
   conf = folder / "results/imagenet/a/conf.json"
   conf.write_text(json.dumps(json.loads(conf.read_text()) | {"filters": [8, 4, 12]}))
   assert "is not a checkpoint of this model" in run_script("run_imagenet_eval.py", "--id=a")
-
-
-def test_the_classes_of_described_data_go_into_the_experiment(folder, run_script, monkeypatch, capsys):
-  monkeypatch.setitem(config_factory._REGISTRY, "resnet-50", dataclasses.replace(CONFIG, name="resnet-50"))
-  train = ("run_imagenet_train.py", "--num_gpu=0", "--max_num_steps=1")
-  names = [f"class {number}" for number in range(11)]
-  description = folder / "data/imagenet/description.json"
-  description.write_text(json.dumps({"classes": names}))
-  assert run_script(*train, "--id=a") is None
-  results = folder / "results/imagenet/a"
-  assert json.loads((results / "conf.json").read_text())["num_classes"] == 11
-  assert (results / "class_names.txt").read_text().split("\n") == [*names, ""]
-  assert run_script(*train, "--id=a", "--restore") is None
-  assert run_script("run_imagenet_eval.py", "--id=a") is None
-
-  for arguments in (["--id=b", "--override=num_classes=12"], ["--id=b", "--config=tiny.json"]):
-    assert "but the data has 11 classes" in run_script(*train, *arguments)
-  assert not (folder / "results/imagenet/b").exists()
-  description.write_text(json.dumps({"classes": [*names[:4], "another", *names[5:]]}))
-  wrong = "class 4 is 'class 4' in results/imagenet/a/class_names.txt, but 'another' in the data"
-  for script in (("run_imagenet_eval.py", "--id=a"), (*train, "--id=a", "--restore")):
-    assert wrong in run_script(*script)
-  description.write_text(json.dumps({"classes": [*names, "one more"]}))
-  for script in (("run_imagenet_eval.py", "--id=a"), (*train, "--id=a", "--restore")):
-    assert "num_classes is 11, but the data has 12 classes" in run_script(*script)
