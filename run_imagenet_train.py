@@ -43,6 +43,10 @@ def main():
     raise UserError(f"{config.name} is a model for {config.dataset}; train it by run_cifar_train.py")
   strategy = make_strategy(FLAGS.num_gpu, config.batch_size)
   train_data = get_dataset(config, FLAGS.data_dir, "train")
+  if train_data.class_names is None:
+    print(
+      f"{FLAGS.data_dir} has no description.json: its pictures are taken as of {config.num_classes} classes"
+    )
   train(
     config,
     experiment,

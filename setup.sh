@@ -74,11 +74,14 @@ if [ "$DOWNLOAD_CIFAR" = yes ]; then
   done
 fi
 if [ "$DOWNLOAD_IMAGENET" = yes ]; then
-  archives=(ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar imagenet_2012_validation_synset_labels.txt)
+  archives=(ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar ILSVRC2012_devkit_t12.tar.gz)
+  for labels in LOC_val_solution.csv imagenet_2012_validation_synset_labels.txt; do
+    [ ! -e "data/$labels" ] || archives[2]=$labels # The devkit is needed for the validation labels alone.
+  done
   for file in "${archives[@]}"; do
     [ -e "data/$file" ] || fail "$file is not in $(realpath data). ImageNet cannot be downloaded without a login: \
-register at https://image-net.org, put ${archives[*]} (the synset of each validation picture, a line each) and, \
-if wanted, ILSVRC2012_bbox_train_v2.tar.gz there, and run this again"
+register at https://image-net.org, put ${archives[*]} and, if wanted, ILSVRC2012_bbox_train_v2.tar.gz there, and run \
+this again"
   done
   boxes=()
   [ ! -e data/ILSVRC2012_bbox_train_v2.tar.gz ] || boxes=(--bounding_boxes data/ILSVRC2012_bbox_train_v2.tar.gz)

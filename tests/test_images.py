@@ -170,6 +170,11 @@ def test_where_people_have_it(tmp_path, place):
   check("cifar-10", tmp_path)
 
 
+def test_the_archive_itself_may_be_named(tmp_path):
+  write_tar(tmp_path / "cifar-10-python.tar.gz", cifar_files("cifar-10", python_2))
+  check("cifar-10", tmp_path / "cifar-10-python.tar.gz")
+
+
 def test_the_original_has_both_sets_in_folders_beside_each_other(tmp_path):
   for name in ("cifar-10", "cifar-100"):
     write_folder(tmp_path / name / f"{name}-python", cifar_files(name, python_2))

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from resnet.utils.errors import UserError
-from resnet.utils.tar_files import DAMAGE, StrictTarInfo
+from resnet.utils.tar_files import DAMAGE
 
 DEPTH = 2  # levels of folders below the one that is given
 # Bounds, so that other data sets cost no time: ImageNet's archives, its class folders.
@@ -42,7 +42,7 @@ def find_places(data_dir: str | os.PathLike, names: Collection[str], problems: l
   TensorFlow Datasets has downloaded there is among them.
 
   Args:
-    data_dir: need not exist.
+    data_dir: need not exist; or one archive.
     names: of files, without folder; a file may have a .gz in addition.
     problems: what is damaged is noted here and passed over.
   """
@@ -72,6 +72,8 @@ def _folders(root: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
+  if folder.is_file():
+    return [folder]
   try:
     return sorted(folder.iterdir())
   except OSError:  # There is no such folder, or it is not ours to read.
@@ -92,8 +94,9 @@ def _plain(name: str) -> str:
 
 def _unpacked(path: pathlib.Path) -> bytes:
   try:
-    data = path.read_bytes() if path.stat().st_size <= MAX_FILE_BYTES else b""
-    return _gunzipped(path.name, data)
+    if path.stat().st_size > MAX_FILE_BYTES:
+      raise UserError(f"{path} has more than {MAX_FILE_BYTES} bytes")
+    return _gunzipped(path.name, path.read_bytes())
   except (EOFError, zlib.error, gzip.BadGzipFile) as error:
     raise UserError(f"{path} is damaged: {error}") from error
   except OSError as error:
@@ -107,12 +110,14 @@ def _gunzipped(name: str, data: bytes) -> bytes:
 def read_archive(path: pathlib.Path, names: Collection[str]) -> list[dict[str, bytes]]:
   """The files of these names in a tar archive, by name without .gz: a dict for each folder that has any.
 
+  Where a header is damaged, the files after it may be missing.
+
   Raises:
     UserError: it cannot be read, or is no intact archive.
   """
   found: dict[str, dict[str, bytes]] = {}
   try:
-    with tarfile.open(path, tarinfo=StrictTarInfo) as tar:
+    with tarfile.open(path) as tar:
       for member in itertools.islice(tar, MAX_MEMBERS):
         folder, name = os.path.split(member.name)
         if member.isfile() and _plain(name) in names and member.size <= MAX_FILE_BYTES:
