@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import hashlib
+import io
 import os
 import pickle
 import struct
@@ -304,6 +305,13 @@ def test_a_pickle_that_asks_for_more_than_arrays_is_refused(
   assert os.listdir(tmp_path) == ["data"]
 
 
+def test_an_array_of_objects_is_refused(tmp_path):
+  data = pickle.dumps({"data": np.array([[1]], object), "labels": [1]})
+  write_folder(tmp_path, cifar_files("cifar-10", python_2) | {"test_batch": data})
+  with pytest.raises(UserError, match="asks for an array of 'O8', which are no numbers"):
+    load_images("cifar-10", str(tmp_path))
+
+
 def test_codecs_are_not_run(tmp_path):
   data = b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00bz2__\x86R."
   write_folder(tmp_path, cifar_files("cifar-10", python_2) | {"test_batch": data})
@@ -421,6 +429,23 @@ def test_prepared_data_comes_first(tmp_path, monkeypatch):
   load_images.cache_clear()
   with pytest.raises(UserError, match="cifar-10 in .*cifar10/3.* is damaged .*; delete this folder"):
     load_images("cifar-10", str(tmp_path / "data"))
+
+
+def test_what_is_not_there_is_downloaded_and_kept(tmp_path, monkeypatch):
+  write_folder(tmp_path / "source/cifar-10-batches-bin", cifar_files("cifar-10", binary))
+  (tmp_path / "source/cifar-10-batches-bin/batches.meta.txt").write_text("".join(f"{k}\n" for k in range(10)))
+  monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO())
+  downloaded = []
+
+  def download(_, url):
+    downloaded.append(url)
+    return str(tmp_path / "source")
+
+  monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", download)
+  for _ in range(2):
+    check("cifar-10", tmp_path / "data")
+    load_images.cache_clear()
+  assert downloaded == ["https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"]
 
 
 @pytest.mark.parametrize(

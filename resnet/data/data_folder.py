@@ -130,5 +130,6 @@ def read_archive(path: pathlib.Path, names: Collection[str]) -> list[dict[str, b
   except OSError as error:
     raise UserError(f"cannot read {path}: {error.strerror or error}") from error
   except DAMAGE as error:
-    raise UserError(f"{path} is no intact archive: {error}") from error
+    reason = (str(error) or repr(error)).splitlines()[0].rstrip(":")
+    raise UserError(f"{path} is no intact archive: {reason}") from error
   return list(found.values())

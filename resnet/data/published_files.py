@@ -89,7 +89,7 @@ def _read_python(key: str, batches: list[bytes]) -> Images:
   images, labels = [], []
   for batch in batches:
     try:
-      fields = {_text(name): value for name, value in load_arrays(batch).items()}
+      fields = load_arrays(batch)
       images.append(_images(np.asarray(fields["data"])))
       labels.append(np.asarray(fields[key]))
     except KeyError as error:
@@ -99,10 +99,6 @@ def _read_python(key: str, batches: list[bytes]) -> Images:
     if labels[-1].shape != images[-1].shape[:1] or labels[-1].dtype.kind not in "iu":
       raise ValueError(f"a batch has {len(images[-1])} images and labels of shape {labels[-1].shape}")
   return np.concatenate(images), np.concatenate(labels)
-
-
-def _text(name: str | bytes) -> str:
-  return name.decode() if isinstance(name, bytes) else name
 
 
 def _read_binary(label_bytes: int, batches: list[bytes]) -> Images:

@@ -78,7 +78,7 @@ def _from_devkit(path: pathlib.Path) -> list[str]:
 def _synsets(numbers: Sequence[str], meta: bytes, path: pathlib.Path) -> list[str]:
   try:
     synsets = _synset_of_number(meta)
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, OverflowError) as error:
     raise UserError(f"{path}: cannot read the devkit's {_META}: {error}") from error
   for number in numbers:
     if number not in synsets:
