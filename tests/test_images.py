@@ -365,6 +365,16 @@ def test_a_cut_archive_is_named(tmp_path, share):
     load_images("cifar-10", str(tmp_path))
 
 
+def test_the_checksum_at_the_end_of_an_archive_is_read(tmp_path):
+  path = tmp_path / "cifar-10-binary.tar.gz"
+  write_tar(path, cifar_files("cifar-10", binary))
+  data = bytearray(path.read_bytes())
+  data[-6] ^= 1
+  path.write_bytes(data)
+  with pytest.raises(UserError, match="cifar-10-binary.tar.gz is no intact archive: CRC check failed"):
+    load_images("cifar-10", str(tmp_path))
+
+
 def test_a_file_of_half_a_record_is_named(tmp_path):
   write_folder(tmp_path, cifar_files("cifar-100", binary) | {"test.bin": bytes(3074 * 10 - 1)})
   with pytest.raises(UserError, match="is not cifar-100: 30739 bytes are no records of 3074"):
@@ -405,7 +415,7 @@ def test_other_data_in_the_folder_is_left_alone(tmp_path, caplog):
   write_tar(tmp_path / "pictures.tar", {f"{number}.jpg": b"1" for number in range(100)}, "w")
   (tmp_path / "train").mkdir()
   for number in range(101):
-    write_folder(tmp_path / f"imagenet/train/n{number}", {"test": b"no batch"})
+    write_folder(tmp_path / f"imagenet/n{number}", {"test": b"no batch"})
   with pytest.raises(UserError) as error:
     load_images("cifar-100", str(tmp_path))
   assert "passed over" not in str(error.value)

@@ -127,9 +127,9 @@ def read_archive(path: pathlib.Path, names: Collection[str]) -> list[dict[str, b
       if found:
         while tar.fileobj.read(2**20):  # type: ignore[union-attr]  # Up to the checksum of a compressed file.
           pass
-  except OSError as error:
-    raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-  except DAMAGE as error:
+  except (OSError, *DAMAGE) as error:
+    if isinstance(error, OSError) and error.strerror:
+      raise UserError(f"cannot read {path}: {error.strerror}") from error
     reason = (str(error) or repr(error)).splitlines()[0].rstrip(":")
     raise UserError(f"{path} is no intact archive: {reason}") from error
   return list(found.values())
