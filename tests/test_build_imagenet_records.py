@@ -439,6 +439,8 @@ def test_a_damaged_record_file_is_not_kept(source):
 def test_a_share_of_each_class_is_held_out(source):
   for number in range(20):
     (source / "train" / SYNSETS[0] / f"more_{number}.jpg").write_bytes(jpeg(number))
+  build(source / "none", train_dir=source / "train", validation_share=0)
+  assert read_description(source / "none").counts == {"train": 29}
   build(source / "out", train_dir=source / "train", validation_share=0.2)
   train, validation = by_name(source / "out"), by_name(source / "out", "validation")
   assert not set(train) & set(validation)

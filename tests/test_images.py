@@ -412,6 +412,7 @@ def test_a_whole_archive_after_a_damaged_one_is_used(tmp_path, caplog):
 
 def test_other_data_in_the_folder_is_left_alone(tmp_path, caplog):
   write_folder(tmp_path / "cifar-100", {"train.txt": b"", "._train": b"", "meta": b"x"})
+  write_folder(tmp_path / "downloads", {"cifar-10-binary.tar.gz.INFO": b"{}"})
   write_tar(tmp_path / "pictures.tar", {f"{number}.jpg": b"1" for number in range(100)}, "w")
   (tmp_path / "train").mkdir()
   for number in range(101):

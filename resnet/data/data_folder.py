@@ -20,7 +20,7 @@ MAX_ARCHIVE_BYTES = 2**30
 MAX_FILE_BYTES = 2**28
 MAX_MEMBERS = 64  # of an archive
 MAX_FOLDERS = 100  # in a folder below the one that is given
-_ARCHIVE = re.compile(r"\.(tar|tgz|tbz2?|txz)\b")
+_ARCHIVE = re.compile(r"\.(tar(\(\d+\))?(\.\w{2,3})?|tgz|tbz2?|txz)$")
 
 
 class Place(NamedTuple):

@@ -132,7 +132,7 @@ def _list_splits() -> dict[str, list[Picture]]:
     splits["train"] = list_pictures(FLAGS.train_dir)
     if not splits["train"][0].synset:
       raise UserError(f"--train_dir={FLAGS.train_dir} must hold one folder or tar for each class")
-  if FLAGS.validation_share is not None:
+  if FLAGS.validation_share:
     if FLAGS.validation_dir or not FLAGS.train_dir:
       raise UserError("--validation_share is of the pictures in --train_dir, instead of --validation_dir")
     splits["train"], splits["validation"] = hold_out(splits["train"], FLAGS.validation_share)
