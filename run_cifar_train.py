@@ -33,7 +33,10 @@ def define_flags():
     "Dataset. Default: the configuration's, cifar-10.",
   )
   flags.DEFINE_string(
-    "data_dir", "data", "Folder of TensorFlow Datasets; all but the digits are downloaded to it on first use."
+    "data_dir",
+    "data",
+    "Folder of the data, prepared by TensorFlow Datasets or as published, packed or not; else it is downloaded "
+    "to it.",
   )
   flags.DEFINE_bool("validation", None, "Hold out a tenth of the training images, and evaluate on it.")
 

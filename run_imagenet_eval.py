@@ -42,6 +42,7 @@ def main():
     raise UserError(f"experiment {FLAGS.id} is one of {config.dataset}, not of imagenet")
   train_data = get_dataset(config, FLAGS.data_dir, "train")
   validation_data = get_dataset(config, FLAGS.data_dir, "validation")
+  experiment.require_classes(validation_data.class_names)
   evaluation_data = {
     "train_acc": EvaluationData(train_data, NUM_TRAIN_BATCHES),
     "valid_acc": EvaluationData(validation_data),

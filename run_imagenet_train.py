@@ -17,6 +17,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false --xla_cpu
 from absl import flags
 
 from resnet.data import get_dataset
+from resnet.data.description import read_description
 from resnet.training.strategy import make_strategy
 from resnet.training.train_loop import train
 from resnet.training_flags import choose_experiment, define_training_flags
@@ -35,11 +36,17 @@ def define_flags():
 
 
 def main():
-  experiment, config = choose_experiment(FLAGS, "resnet-50")
+  description = read_description(FLAGS.data_dir)
+  num_classes = len(description.classes) if description else None
+  experiment, config = choose_experiment(FLAGS, "resnet-50", num_classes=num_classes)
   if config.dataset != "imagenet":
     raise UserError(f"{config.name} is a model for {config.dataset}; train it by run_cifar_train.py")
   strategy = make_strategy(FLAGS.num_gpu, config.batch_size)
   train_data = get_dataset(config, FLAGS.data_dir, "train")
+  if train_data.class_names is None:
+    print(
+      f"{FLAGS.data_dir} has no description.json: its pictures are taken as of {config.num_classes} classes"
+    )
   train(
     config,
     experiment,

@@ -69,17 +69,19 @@ sed "s/^tensorflow\([<>=]\)/$tensorflow\1/" requirements.txt |
   pip install --quiet --disable-pip-version-check -r /dev/stdin matplotlib
 
 if [ "$DOWNLOAD_CIFAR" = yes ]; then
-  for name in cifar10 cifar100; do
-    python -c "import tensorflow_datasets as tfds; tfds.builder('$name', data_dir='data').download_and_prepare()" ||
-      fail "$name could not be downloaded"
+  for name in cifar-10 cifar-100; do
+    python -m resnet.tools.prepare_data --dataset "$name" --data_dir data
   done
 fi
 if [ "$DOWNLOAD_IMAGENET" = yes ]; then
-  archives=(ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar imagenet_2012_validation_synset_labels.txt)
+  archives=(ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar ILSVRC2012_devkit_t12.tar.gz)
+  for labels in LOC_val_solution.csv imagenet_2012_validation_synset_labels.txt; do
+    [ ! -e "data/$labels" ] || archives[2]=$labels # The devkit is needed for the validation labels alone.
+  done
   for file in "${archives[@]}"; do
     [ -e "data/$file" ] || fail "$file is not in $(realpath data). ImageNet cannot be downloaded without a login: \
-register at https://image-net.org, put ${archives[*]} (the synset of each validation picture, a line each) and, \
-if wanted, ILSVRC2012_bbox_train_v2.tar.gz there, and run this again"
+register at https://image-net.org, put ${archives[*]} and, if wanted, ILSVRC2012_bbox_train_v2.tar.gz there, and run \
+this again"
   done
   boxes=()
   [ ! -e data/ILSVRC2012_bbox_train_v2.tar.gz ] || boxes=(--bounding_boxes data/ILSVRC2012_bbox_train_v2.tar.gz)

@@ -78,7 +78,11 @@ class TrainingFlags(Protocol):
 
 
 def choose_experiment(
-  values: TrainingFlags, default_model: str, dataset: str | None = None, run_validation: bool | None = None
+  values: TrainingFlags,
+  default_model: str,
+  dataset: str | None = None,
+  run_validation: bool | None = None,
+  num_classes: int | None = None,
 ) -> tuple[Experiment, Config]:
   """The experiment and configuration that a run script's flags ask for.
 
@@ -88,6 +92,7 @@ def choose_experiment(
     default_model: of a new experiment.
     dataset: instead of the configuration's; sets num_classes too. None leaves it.
     run_validation: instead of the configuration's. None leaves it.
+    num_classes: of the data, instead of a named model's. None leaves it.
 
   Raises:
     UserError: flags that contradict each other or the experiment, or an impossible configuration.
@@ -114,6 +119,8 @@ def choose_experiment(
         raise UserError(f"--{flag} is {given}, but experiment {values.id} was started with {saved}")
   else:
     config = get_config(default_model if values.model is None else values.model)
+    if num_classes is not None:
+      config = dataclasses.replace(config, num_classes=num_classes)
   fields: dict[str, Any] = {field: given for _, field, given in chosen[1:] if given is not None}
   if dataset is not None:
     fields["num_classes"] = NUM_CLASSES[dataset]

@@ -36,7 +36,7 @@ fails_with() {
 }
 fails_with "--train_dir or --validation_dir" revnet-build-imagenet-records --output_dir records
 fails_with "unknown model 'revnet-111'" revnet-gradient-angles --model revnet-111
-fails_with "cannot read nowhere/train-images-idx3-ubyte.gz" revnet-prepare-fashion-mnist --source nowhere
+fails_with "value should be one of <cifar-10|cifar-100|fashion-mnist>" revnet-prepare-data --dataset mnist
 fails_with "no ImageNet in nowhere" revnet-imagenet-train --num_gpu 0 --data_dir nowhere
 fails_with "no experiment c in" revnet-imagenet-eval --id c
 fails_with "pip install matplotlib" revnet-benchmark

@@ -1,11 +1,16 @@
 """From pictures in folders or tar files to record files."""
 
+import base64
 import io
+import json
 import os
 import pathlib
+import shutil
+import struct
 import subprocess
 import sys
 import tarfile
+import zlib
 
 import numpy as np
 import pytest
@@ -14,6 +19,7 @@ from absl import flags
 from helpers import fresh_flags
 from imagenet_helpers import cmyk_jpeg, jpeg, picture, small_config
 
+from resnet.data.description import FILE, read_description
 from resnet.data.imagenet import ImagenetDataset
 from resnet.tools.build_imagenet_records import __main__ as build_imagenet_records
 from resnet.tools.build_imagenet_records import shards
@@ -90,7 +96,7 @@ def test_records_are_the_classic_ones(source):
   boxes = source / "boxes.csv"
   boxes.write_text("n01440764_0.JPEG,0.25,0.1,1.0001,0.5\nn01440764_0.JPEG,0.5,0.2,0.75,0.9\nother,0,0,1,1\n")
   build(source / "out", train_dir=source / "train", labels_file=labels, bounding_boxes=boxes)
-  assert sorted(os.listdir(source / "out")) == ["train-00000-of-00002", "train-00001-of-00002"]
+  assert sorted(os.listdir(source / "out")) == [FILE, "train-00000-of-00002", "train-00001-of-00002"]
   examples = by_name(source / "out")
   assert len(examples) == 9
   expected = {
@@ -146,7 +152,7 @@ def test_tars_and_folders_give_the_same_records(source):
     validation_labels=synsets,
   )
   names = sorted(os.listdir(source / "folders"))
-  assert len(names) == 4
+  assert len(names) == 5
   assert sorted(os.listdir(source / "tars")) == names
   assert by_name(source / "tars") == by_name(source / "folders")
   assert records(source / "tars") == records(source / "folders")
@@ -195,7 +201,7 @@ def test_restart_keeps_finished_files(source, monkeypatch):
   assert written == [str(lost)]
   assert kept.stat().st_mtime_ns == before
   assert records(output) == expected
-  assert sorted(os.listdir(output)) == [kept.name, lost.name]
+  assert sorted(os.listdir(output)) == [FILE, kept.name, lost.name]
 
 
 def test_a_bad_picture_is_skipped_and_told(source, capsys):
@@ -349,3 +355,236 @@ def test_a_skipped_picture_whose_name_is_not_utf8_is_told(tmp_path):
   )
   assert b"skipped \xff.JPEG" in run.stdout
   assert b"error: 1 of 2 pictures were skipped" in run.stderr.splitlines()[-1]
+
+
+# The description.
+
+
+def test_the_description_says_what_the_records_are(source):
+  labels = source / "labels.txt"
+  labels.write_text("n01440764 tench,   Tinca tinca\nn01443537\nn02105855 Shetland sheepdog\n")
+  (source / "train" / SYNSETS[0] / "wide.png").write_bytes(jpeg(1, 30, 90))
+  (source / "train" / SYNSETS[0] / "broken.jpg").write_bytes(b"broken")
+  build(source / "out", validation_dir=source / "validation", labels_file=labels)
+  with pytest.raises(UserError, match="1 of 11 pictures were skipped"):
+    build(source / "out", train_dir=source / "train", labels_file=labels)
+  expected = {
+    "classes": ["tench, Tinca tinca", "n01443537", "Shetland sheepdog"],
+    "folders": list(SYNSETS),
+    "counts": {"train": 10, "validation": 4},
+    "bytes": {
+      split: sum(path.stat().st_size for path in (source / "out").glob(f"{split}-*-of-00002"))
+      for split in ("train", "validation")
+    },
+    "sizes": {
+      "train": {"height": [16, 40, 40], "width": [16, 60, 90]},
+      "validation": {"height": [40, 40, 40], "width": [60, 60, 60]},
+    },
+  }
+  path = source / "out" / FILE
+  assert json.loads(path.read_text()) == expected
+  path.unlink()  # Records made by an earlier version have none: starting again makes it.
+  build(source / "out", validation_dir=source / "validation", labels_file=labels)
+  with pytest.raises(UserError, match="1 of 11 pictures were skipped"):
+    build(source / "out", train_dir=source / "train", labels_file=labels)
+  assert json.loads(path.read_text()) == expected
+
+
+def test_validation_pictures_built_later_have_the_labels_of_the_training(source):
+  build(source / "out", train_dir=source / "train")
+  shutil.rmtree(source / "validation" / SYNSETS[0])
+  build(source / "out", validation_dir=source / "validation")
+  examples = records(source / "out", "validation")
+  assert {value(example, "class/synset").decode(): value(example, "class/label") for example in examples} == {
+    SYNSETS[1]: 2,
+    SYNSETS[2]: 3,
+  }
+  assert read_description(source / "out").folders == list(SYNSETS)
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_records_of_other_classes_are_not_mixed(source, monkeypatch, interrupted):
+  if interrupted:
+    with monkeypatch.context() as patch:
+      patch.setattr(build_imagenet_records, "build", lambda *_: 1 / 0)
+      with pytest.raises(ZeroDivisionError):
+        build(source / "out", train_dir=source / "train")
+  else:
+    build(source / "out", train_dir=source / "train")
+  (source / "train" / SYNSETS[0]).rename(source / "train/n99")
+  with pytest.raises(UserError, match="already holds records of other classes, see description.json"):
+    build(source / "out", train_dir=source / "train")
+
+
+def test_records_of_other_pictures_are_not_mixed(source):
+  build(source / "out", train_dir=source / "train")
+  (source / "train" / SYNSETS[0] / "new.jpg").write_bytes(jpeg(1))
+  with pytest.raises(
+    UserError, match="train-0000.-of-00002 was made of . pictures, but would now be of .; delete"
+  ):
+    build(source / "out", train_dir=source / "train")
+
+
+def test_a_damaged_record_file_is_not_kept(source):
+  build(source / "out", train_dir=source / "train")
+  path = source / "out/train-00001-of-00002"
+  path.write_bytes(path.read_bytes()[:-50])
+  with pytest.raises(UserError, match="train-00001-of-00002 is damaged; delete it, and start again"):
+    build(source / "out", train_dir=source / "train")
+
+
+# Pictures of one's own.
+
+
+def test_a_share_of_each_class_is_held_out(source):
+  for number in range(20):
+    (source / "train" / SYNSETS[0] / f"more_{number}.jpg").write_bytes(jpeg(number))
+  build(source / "none", train_dir=source / "train", validation_share=0)
+  assert read_description(source / "none").counts == {"train": 29}
+  build(source / "out", train_dir=source / "train", validation_share=0.2)
+  train, validation = by_name(source / "out"), by_name(source / "out", "validation")
+  assert not set(train) & set(validation)
+  assert len(train) + len(validation) == 29
+  held_out = [value(example, "class/synset").decode() for example in validation.values()]
+  assert [held_out.count(synset) for synset in SYNSETS] == [5, 1, 1]
+  more = [sorted(name for name in of_split if name.startswith("more")) for of_split in (train, validation)]
+  assert more[0][0] < more[1][-1], "chosen at random, not the first by name"
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"validation_share": 0.9, "train_dir": "{source}/train"}, "=0.9 is all of the 3 pictures of 'n01440764'"),
+    ({"validation_share": 0.1, "validation_dir": "{source}/validation"}, "instead of --validation_dir"),
+    ({"train_dir": "{source}/webp"}, "^pictures must be JPEG or PNG; convert a.webp, or remove it"),
+    ({"train_dir": "{source}/webp.tar"}, "^pictures must be JPEG or PNG; convert a.webp, or remove it"),
+    (
+      {"train_dir": "{source}/deep"},
+      "deep/cat/2019 is a folder within a class; move its pictures into .*deep/cat",
+    ),
+  ],
+)
+def test_pictures_that_would_be_left_out_without_a_word_are_refused(source, arguments, message):
+  for name in ("webp/cat/a.webp", "webp/cat/b.jpg", "deep/cat/2019/a.jpg", "deep/cat/b.jpg"):
+    (source / name).parent.mkdir(parents=True, exist_ok=True)
+    (source / name).write_bytes(jpeg(0))
+  with tarfile.open(source / "webp.tar", "w") as tar:
+    tar.add(source / "webp/cat", "cat")
+  with pytest.raises(UserError, match=message):
+    build(source / "out", **{key: str(item).format(source=source) for key, item in arguments.items()})
+
+
+def test_hidden_files_and_folders_are_no_pictures(source):
+  for name in (".cache/a.jpg", "n01440764/._a.jpg", "n01440764/.cache/a.jpg", "n01440764/notes.txt"):
+    (source / "train" / name).parent.mkdir(exist_ok=True)
+    (source / "train" / name).write_bytes(b"")
+  assert {(picture.synset, picture.name) for picture in list_pictures(source / "train")} == {
+    (SYNSETS[number // 3], f"{SYNSETS[number // 3]}_{number}.JPEG") for number in range(9)
+  }
+
+
+# Validation labels as people have them.
+
+# The devkit's table for three synsets and one that is no leaf, written by scipy.io.savemat: number 1 is
+# n02105855, 2 n01440764, 3 n01443537, and 1001 n00001740.
+META = base64.b64decode(
+  "TUFUTEFCIDUuMCBNQVQtZmlsZSBQbGF0Zm9ybTogcG9zaXgsIENyZWF0ZWQgb246IFRodSBOb3YgMjYgMTg6MTY6MjAgMjAyNgAA"
+  "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAABSU0PAAAAywEAAHic7ZVBT8IwFMcrQYSD"
+  "BL2amHrwBslAEG6S4AETY4gY9Uaa7bE2js60JYRv4M2LH9SPYOsGjAadYd70hUfzf+T/29766MoIIVpCqKDXos4cimI31nmdO3Hu"
+  "6ZRzLkFJ/XseHcT1F51X18P7217DqTdGV5cG8HATrcuYhcKTyYIfhHKtwKeTkUtZ4Angn4U1sWBwUCMKzKcqtihBGB+xCfFBorIu"
+  "dtCqn4LVz04iTZTiehTvF8bfTfjzG/ylhL8Sa+406k6r02rFdcN5TOGcWhyjhxRUQLiHJQV49kK/itdLWNdiftp9Viy+SYLlhATB"
+  "Ep/teUX34XzjX0TSv/Blve7W/sFbN+P1u9vPSb3ZdNrnzUQf/RTOocUxWgF3aRXfMe4SrMz3ijdI4R1bPKPHAiSdEQUCe8SFWsCe"
+  "APtkAnjMJP2d/fp7c1LMNidnrbN2oo+0fT2yOEb7YeCZHaziHhFESjaVmEwFUVO55KadUycW1+joFDF04DgU+kO4DzUB3ufAwOJg"
+  "/5+bLfz91wxzo6Pebjpf9LGJU7A4RgNXTM1/9p7Zt/xGK0oUnlHmUsxk1ue54bzd5M9Z/krCHy3FjP/nRtb3BvoAWMeG2w=="
+)
+
+
+@pytest.fixture(name="flat")
+def _flat(source):
+  """The four validation pictures in one folder; their synsets are SYNSETS[0], [1], [2] and [0]."""
+  (source / "flat").mkdir()
+  for number in range(1, 5):
+    name = f"ILSVRC2012_val_{number:08d}.JPEG"
+    (source / "validation" / SYNSETS[(number - 1) % 3] / name).rename(source / "flat" / name)
+  return source
+
+
+def labelled(flat, labels):
+  build(flat / "out", train_dir=flat / "train", validation_dir=flat / "flat", validation_labels=labels)
+  examples = by_name(flat / "out", "validation")
+  return [
+    value(examples[f"ILSVRC2012_val_{number:08d}.JPEG"], "class/synset").decode() for number in range(1, 5)
+  ]
+
+
+EXPECTED = [SYNSETS[0], SYNSETS[1], SYNSETS[2], SYNSETS[0]]
+KAGGLE = """ImageId,PredictionString
+ILSVRC2012_val_00000003,n02105855 85 1 499 272 n02105855 3 3 4 4
+ILSVRC2012_val_00000001,n01440764 14 2 3 4
+ILSVRC2012_val_00000004,n01440764 0 0 1 1
+ILSVRC2012_val_00000002,n01443537 5 6 7 8
+"""
+
+
+def write_devkit(flat, numbers="2\n3\n1\n2\n", meta=META):
+  folder = flat / "ILSVRC2012_devkit_t12/data"
+  folder.mkdir(parents=True)
+  (folder / "ILSVRC2012_validation_ground_truth.txt").write_text(numbers)
+  (folder / "meta.mat").write_bytes(meta)
+  (folder / "readme.txt").write_text("")
+  with tarfile.open(flat / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
+    tar.add(folder.parent, folder.parent.name)
+
+
+@pytest.mark.parametrize(
+  "labels",
+  [
+    "LOC_val_solution.csv",
+    "ILSVRC2012_devkit_t12.tar.gz",
+    "ILSVRC2012_devkit_t12",
+    "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt",
+  ],
+)
+def test_validation_labels_as_people_have_them(flat, labels):
+  (flat / "LOC_val_solution.csv").write_text(KAGGLE)
+  write_devkit(flat)
+  assert labelled(flat, flat / labels) == EXPECTED
+
+
+def test_the_table_of_synsets_may_be_uncompressed_and_come_second(flat):
+  number = struct.pack("<2I 4I 2I2i I4s 2Id", 14, 56, 6, 8, 6, 0, 5, 8, 1, 1, 1 << 16 | 1, b"a", 9, 8, 3.0)
+  packed = zlib.compress(number)
+  assert len(packed) % 8, "a compressed element is not padded"
+  number = struct.pack("<2I", 15, len(packed)) + packed
+  write_devkit(flat, meta=META[:128] + number + zlib.decompress(META[136:]))
+  assert labelled(flat, flat / "ILSVRC2012_devkit_t12") == EXPECTED
+
+
+@pytest.mark.parametrize("size", [0, 100, 200, 400, 590])
+def test_a_damaged_table_of_synsets_is_one_line(flat, size):
+  write_devkit(flat, meta=META[:size])
+  with pytest.raises(UserError, match=r"devkit_t12: cannot read the devkit's meta.mat: it is"):
+    labelled(flat, flat / "ILSVRC2012_devkit_t12")
+
+
+@pytest.mark.parametrize(
+  ("labels", "text", "message"),
+  [
+    ("a.csv", KAGGLE.replace("00000002", "00000009"), "a.csv has no line for ILSVRC2012_val_00000002.JPEG"),
+    ("a.csv", KAGGLE + "ILSVRC2012_val_00000005\n", "a.csv, line 6: expected ImageId,PredictionString; got"),
+    ("a.txt", "2\n3\n1\n2\n", "3 classes without a label, such as '1'; the devkit's numbers need its meta.mat"),
+    ("ILSVRC2012_devkit_t12", "2\n3\n1\n", "devkit_t12 has 3 lines for 4 pictures"),
+    ("ILSVRC2012_devkit_t12", "2\n3\n1\n7\n", "the devkit's meta.mat has no synset of number '7'"),
+    (
+      "train",
+      "",
+      "train is not ILSVRC2012's devkit: it has no ILSVRC2012_validation_ground_truth.txt and no meta",
+    ),
+  ],
+)
+def test_labels_that_do_not_fit_are_named(flat, labels, text, message):
+  write_devkit(flat, numbers=text)
+  if "." in labels:
+    (flat / labels).write_text(text)
+  with pytest.raises(UserError, match=message):
+    labelled(flat, flat / labels)

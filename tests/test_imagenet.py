@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import json
 import os
 import struct
 
@@ -249,3 +250,58 @@ def test_prepared_files_must_hold_what_their_description_says(tmp_path):
   file.write_bytes(b"")
   with pytest.raises(UserError, match="train.tfrecord-.* has 0 bytes, but dataset_info.json says 2 examples"):
     ImagenetDataset(small_config(), tmp_path, "train")
+
+
+# The description beside the records.
+
+
+def describe(folder, **fields):
+  (folder / "description.json").write_text(json.dumps({"classes": ["cat", "dog", "owl"]} | fields))
+
+
+def test_the_folders_of_imagenet_to_gcs(tmp_path):
+  write_classic(tmp_path / "train", "train")
+  write_classic(tmp_path / "validation", "validation", counts=(2, 1))
+  for split, count in (("train", 11), ("validation", 3)):
+    assert ImagenetDataset(small_config(), tmp_path, split).num_examples == count
+
+
+def test_pictures_instead_of_records_are_told_how_to_become_records(tmp_path):
+  (tmp_path / "train/cat").mkdir(parents=True)
+  (tmp_path / "train/cat/a.jpg").write_bytes(jpeg(0))
+  with pytest.raises(
+    UserError, match=r"python -m resnet.tools.build_imagenet_records makes record files of pic"
+  ):
+    ImagenetDataset(small_config(), tmp_path, "train")
+
+
+def test_a_description_by_hand_is_enough(tmp_path):
+  write_classic(tmp_path, counts=(3,))
+  describe(tmp_path)
+  assert ImagenetDataset(small_config(num_classes=3), tmp_path, "train").class_names == ("cat", "dog", "owl")
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"classes": ["cat", "dog"]}, "num_classes is 3, but the data has 2 classes, see .*description.json; give"),
+    ({"bytes": {"train": 7}}, r"the train record files in .* have \d+ bytes, but had 7 when they were made"),
+    ({"classes": []}, "description.json must be like"),
+    ({"classes": "cat"}, "description.json must be like"),
+    ({"classes": ["cat", "dog", 3]}, "description.json must be like"),
+    ({"bytes": 7}, "description.json must be like"),
+  ],
+)
+def test_data_that_does_not_fit_its_description_is_refused(tmp_path, fields, message):
+  write_classic(tmp_path, counts=(3,))
+  describe(tmp_path, **fields)
+  with pytest.raises(UserError, match=message):
+    ImagenetDataset(small_config(num_classes=3), tmp_path, "train")
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "null", "[" * 10**5])
+def test_a_damaged_description_is_named(tmp_path, text):
+  write_classic(tmp_path, counts=(3,))
+  (tmp_path / "description.json").write_text(text)
+  with pytest.raises(UserError, match=r"description.json (is not JSON|must be like)"):
+    ImagenetDataset(small_config(num_classes=3), tmp_path, "train")

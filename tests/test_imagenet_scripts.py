@@ -43,6 +43,10 @@ def test_train_evaluate_stop_and_resume(folder, run_script, capsys):
   train = ("run_imagenet_train.py", "--num_gpu=0", "--id=a")
   assert run_script(*train, "--config=tiny.json", "--max_num_steps=2", "--num_pass=2") is None
   assert points(folder, "train_ce") == [1, 2]
+  assert (
+    "data/imagenet has no description.json: its pictures are taken as of 1000 classes"
+    in capsys.readouterr().out
+  )
   assert run_script("run_imagenet_eval.py", "--id=a") is None
   assert run_script("run_imagenet_eval.py", "--id=a", "--ckpt_num=1") is None
   assert points(folder, "valid_acc") == points(folder, "train_acc5") == [2, 1]

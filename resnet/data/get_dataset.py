@@ -13,7 +13,7 @@ from resnet.configs.config import Config
 from resnet.data.digits import load_digits
 from resnet.data.image_arrays import ImageArrays
 from resnet.data.imagenet import ImagenetDataset
-from resnet.data.tfds_images import load_tfds_images
+from resnet.data.images import load_images
 from resnet.utils.errors import UserError
 
 
@@ -23,6 +23,10 @@ class Dataset(Protocol):
   @property
   def num_examples(self) -> int:
     """The number of examples."""
+
+  @property
+  def class_names(self) -> tuple[str, ...] | None:
+    """The classes in the order of the network's outputs; None where nothing says them."""
 
   def training_batches(self, start_step: int, num_shards: int = 1, shard: int = 0) -> tf.data.Dataset:
     """Endless: element k is this shard's part of the batch of step start_step + k, shuffled and augmented.
@@ -62,8 +66,8 @@ def get_dataset(config: Config, data_dir: str | os.PathLike, split: str) -> Data
 
   Args:
     config: names the dataset, and the shape and size of its batches.
-    data_dir: the folder of TensorFlow Datasets, into which images are downloaded on first use; for ImageNet
-      a folder of record files, see record_files.py.
+    data_dir: the folder of the data, into which images are downloaded if they are not there, see images.py;
+      for ImageNet a folder of record files, see record_files.py.
     split: "train" or "validation" for ImageNet; for the others "train" or "test", or a part of the
       training images: "trainval" is the tenth that --validation holds out, "traintrain" the rest.
 
@@ -72,9 +76,7 @@ def get_dataset(config: Config, data_dir: str | os.PathLike, split: str) -> Data
   """
   if config.dataset == "imagenet":
     return ImagenetDataset(config, data_dir, split)
-  arrays = (
-    load_digits() if config.dataset == "digits" else load_tfds_images(config.dataset, os.fspath(data_dir))
-  )
+  arrays = load_digits() if config.dataset == "digits" else load_images(config.dataset, os.fspath(data_dir))
   train_images, train_labels = arrays["train"]
   shape = (config.height, config.width, config.num_channel)
   if train_images.shape[1:] != shape:

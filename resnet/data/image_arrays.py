@@ -26,6 +26,8 @@ class ImageArrays:
     flip: whether training may mirror images left to right.
   """
 
+  class_names = None
+
   def __init__(
     self, config: Config, images: np.ndarray, labels: np.ndarray, mean_image: np.ndarray, flip: bool
   ):

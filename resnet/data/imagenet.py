@@ -7,6 +7,8 @@ import tensorflow as tf
 
 from resnet.configs import Config
 from resnet.data.data_errors import RecordTracker, first_position
+from resnet.data.description import FILE as DESCRIPTION_FILE
+from resnet.data.description import Description, read_description
 from resnet.data.image_processing import (
   VGG_EVALUATION_SIDE,
   preprocess_for_evaluation,
@@ -29,12 +31,12 @@ class ImagenetDataset:
 
   Args:
     config: gives image size, preprocessor, batch sizes, number of classes and seed.
-    data_dir: folder of classic record files (`train-00000-of-01024`), or of an imagenet2012 prepared by
-      TensorFlow Datasets, which has no bounding boxes.
+    data_dir: folder of classic record files (`train-00000-of-01024`), of any pictures if a description is
+      beside them, or of an imagenet2012 prepared by TensorFlow Datasets, which has no bounding boxes.
     split: "train" or "validation".
 
   Raises:
-    UserError: the folder has no such data or not all of it, or the configuration does not fit ImageNet.
+    UserError: the folder has no such data or not all of it, or the configuration does not fit it.
   """
 
   def __init__(self, config: Config, data_dir: str | os.PathLike, split: str) -> None:
@@ -45,6 +47,10 @@ class ImagenetDataset:
     self._split = split
     self._data_dir = data_dir
     self._files = find_record_files(data_dir, split)
+    description = read_description(data_dir)
+    if description:
+      _check_description(description, data_dir, config.num_classes, split, self._files.paths)
+    self.class_names = None if description is None else tuple(description.classes)
     self._tracker = RecordTracker(self._files, config.num_classes)
 
   @property
@@ -219,6 +225,24 @@ def _check(config: Config) -> None:
     raise UserError(
       f"height and width must be at most {VGG_EVALUATION_SIDE} with preprocessor vgg, "
       f"got {config.height}x{config.width}"
+    )
+
+
+def _check_description(
+  description: Description, data_dir: str | os.PathLike, num_classes: int, split: str, paths: tuple[str, ...]
+) -> None:
+  file = os.path.join(data_dir, DESCRIPTION_FILE)
+  classes = len(description.classes)
+  if classes != num_classes:
+    raise UserError(
+      f"num_classes is {num_classes}, but the data has {classes} classes, see {file}; give the data of these "
+      f"{num_classes} classes, or train a new experiment with num_classes={classes}"
+    )
+  found = sum(map(os.path.getsize, paths))
+  if found != description.bytes.get(split, found):
+    raise UserError(
+      f"the {split} record files in {data_dir} have {found} bytes, but had {description.bytes[split]} when "
+      f"they were made, see {file}; copy or make them anew"
     )
 
 

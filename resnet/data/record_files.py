@@ -1,9 +1,10 @@
 """ImageNet on disk: which record files a folder holds, what their records mean, and what is wrong with them.
 
-Two layouts, found by what is there:
+Two forms, found by what is there:
 
 * classic record files, `train-00000-of-01024` and `validation-00000-of-00128`, as
-  `python -m resnet.tools.build_imagenet_records` and the original's tools write them;
+  `python -m resnet.tools.build_imagenet_records` and the original's tools write them, in `data_dir` or in its
+  folders `train` and `validation`;
 * `imagenet2012` prepared by TensorFlow Datasets, in `data_dir` or the folder `imagenet2012` within.
 """
 
@@ -55,12 +56,13 @@ def find_record_files(data_dir: str | os.PathLike, split: str) -> RecordFiles:
   """
   folder = pathlib.Path(data_dir)
   wanted = (
-    f"expected record files such as {split}-00000-of-{'01024' if split == 'train' else '00128'} "
-    "or an imagenet2012 prepared by TensorFlow Datasets"
+    f"expected record files such as {split}-00000-of-{'01024' if split == 'train' else '00128'}, there or in "
+    f"{folder / split}, or an imagenet2012 prepared by TensorFlow Datasets; "
+    "python -m resnet.tools.build_imagenet_records makes record files of pictures"
   )
   if not folder.is_dir():
     raise UserError(f"no ImageNet in {folder}: there is no such folder; {wanted}")
-  paths = _find_classic(folder, split)
+  paths = _find_classic(folder, split) or _find_classic(folder / split, split)
   if paths:
     files = RecordFiles(paths, parse_classic)
   elif prepared := _find_prepared(folder):
@@ -68,6 +70,7 @@ def find_record_files(data_dir: str | os.PathLike, split: str) -> RecordFiles:
   else:
     raise UserError(f"no ImageNet {split} split in {folder}; {wanted}")
   if not any(map(os.path.getsize, files.paths)):
+    folder = pathlib.Path(files.paths[0]).parent
     raise UserError(f"the {split} record files in {folder} hold no example: all {len(files.paths)} are empty")
   return files
 
@@ -118,6 +121,8 @@ def record_offsets(path: str) -> Iterator[int]:
 
 def _find_classic(folder: pathlib.Path, split: str) -> tuple[str, ...]:
   """Paths in order; empty if there are none."""
+  if not folder.is_dir():
+    return ()
   pattern = re.compile(rf"{split}-(\d{{5}})-of-(\d{{5}})")
   matches = [match for match in map(pattern.fullmatch, os.listdir(folder)) if match]
   if not matches:

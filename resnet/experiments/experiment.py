@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from resnet.configs import Config, get_config_from_json, save_config
 from resnet.utils.errors import UserError
@@ -45,6 +45,11 @@ class Experiment:
     """{folder}/conf.json."""
     return self.folder / "conf.json"
 
+  @property
+  def class_names_file(self) -> pathlib.Path:
+    """{folder}/class_names.txt: a name a line, in the order of the network's outputs."""
+    return self.folder / "class_names.txt"
+
   def load_config(self) -> Config:
     """The configuration that the experiment was started with.
 
@@ -67,8 +72,41 @@ class Experiment:
         "or choose another --id"
       )
 
-  def create(self, config: Config) -> None:
-    """Makes `folder`, with `config` in it. Call it while holding the folder's lock.
+  def load_class_names(self) -> tuple[str, ...] | None:
+    """The names of the classes, in the order of the network's outputs; None if the experiment has none.
+
+    Raises:
+      UserError: they cannot be read.
+    """
+    try:
+      text = self.class_names_file.read_text(encoding="utf-8", errors="surrogateescape")
+    except FileNotFoundError:
+      return None
+    except OSError as error:
+      raise UserError(f"cannot read {self.class_names_file}: {error.strerror}") from error
+    return tuple(text.removesuffix("\n").split("\n"))
+
+  def require_classes(self, names: Sequence[str] | None) -> None:
+    """Refuses data of other classes than those that the experiment was started with; None fits any.
+
+    Raises:
+      UserError: the names or their order differ.
+    """
+    trained = self.load_class_names()
+    if trained is None or names is None or trained == tuple(names):
+      return
+    number = next(
+      (number for number, pair in enumerate(zip(trained, names)) if pair[0] != pair[1]),
+      min(len(trained), len(names)),
+    )
+    ours, theirs = (repr(of[number]) if number < len(of) else "none" for of in (trained, names))
+    raise UserError(
+      f"class {number} is {ours} in {self.class_names_file}, but {theirs} in the data; give the data that "
+      f"experiment {self.id} was started with, or data of the same classes"
+    )
+
+  def create(self, config: Config, class_names: Sequence[str] | None = None) -> None:
+    """Makes `folder`, with `config` and the classes' names in it. Call it while holding the folder's lock.
 
     Raises:
       UserError: the experiment has checkpoints already, or the folder cannot be written to.
@@ -77,6 +115,10 @@ class Experiment:
     with _write_errors(self.folder):
       self.folder.mkdir(parents=True, exist_ok=True)
       save_config(config, self.config_file)
+      self.class_names_file.unlink(missing_ok=True)
+      if class_names is not None:
+        text = "".join(f"{name}\n" for name in class_names)
+        self.class_names_file.write_text(text, encoding="utf-8", errors="surrogateescape")
 
   def make_logs_folder(self) -> None:
     """Makes `logs_folder`.

@@ -1,4 +1,4 @@
-"""Where the pictures of ILSVRC2012 are: in folders, or in tar files that are read in place."""
+"""Where the pictures are: in folders, or in tar files that are read in place."""
 
 import os
 import pathlib
@@ -10,6 +10,7 @@ from resnet.utils.errors import UserError
 from resnet.utils.tar_files import DAMAGE, StrictTarInfo
 
 _EXTENSIONS = (".jpeg", ".jpg", ".png")
+_OTHER_PICTURES = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".ppm", ".tif", ".tiff", ".webp")
 
 
 class Picture(NamedTuple):
@@ -43,7 +44,8 @@ def list_pictures(source: str | os.PathLike) -> list[Picture]:
       (ILSVRC2012_img_val.tar).
 
   Raises:
-    UserError: there is no such file or folder, it holds no pictures or the tar file is damaged.
+    UserError: there is no such file or folder, it holds no pictures, some that are no JPEG or PNG, or folders
+      within class folders, or the tar file is damaged.
   """
   source = pathlib.Path(source)
   try:
@@ -61,20 +63,6 @@ def list_pictures(source: str | os.PathLike) -> list[Picture]:
   return pictures
 
 
-def with_labels(pictures: list[Picture], labels_path: str) -> list[Picture]:
-  """Gives pictures without class the synsets of a file: line i has the synset of the i-th picture by name.
-
-  Raises:
-    UserError: the file cannot be read, or has not one line for each picture.
-  """
-  synsets = read_lines(labels_path)
-  if len(synsets) != len(pictures):
-    raise UserError(
-      f"{labels_path} has {len(synsets)} lines for {len(pictures)} pictures; expected one for each"
-    )
-  return [picture._replace(synset=synset) for picture, synset in zip(pictures, synsets)]
-
-
 def read_lines(path: str) -> list[str]:
   """The lines of a text file that are not blank, stripped."""
   try:
@@ -86,8 +74,12 @@ def read_lines(path: str) -> list[str]:
 
 def _in_folder(folder: pathlib.Path) -> Iterator[Picture]:
   for entry in os.scandir(folder):
+    if entry.name.startswith("."):
+      continue
     if entry.is_dir():
       for file in os.scandir(entry.path):
+        if file.is_dir() and not file.name.startswith("."):
+          raise UserError(f"{file.path} is a folder within a class; move its pictures into {entry.path}")
         if _is_picture(file.name):
           yield Picture(entry.name, file.name, file.path, 0, _size(file.path))
     elif entry.name.endswith(".tar"):
@@ -108,6 +100,8 @@ def _in_tar_file(path: str, synset: str) -> Iterator[Picture]:
   with open(path, "rb") as file:
     try:
       yield from _in_tar(file, path, synset, os.fstat(file.fileno()).st_size)
+    except UserError:
+      raise
     except DAMAGE as error:
       raise UserError(f"{path} is no intact tar file: {error}") from error
 
@@ -136,4 +130,8 @@ def _in_tar(file: BinaryIO, path: str, synset: str, end: int) -> Iterator[Pictur
 
 
 def _is_picture(name: str) -> bool:
-  return name.lower().endswith(_EXTENSIONS) and not name.startswith(".")
+  if name.startswith("."):
+    return False
+  if name.lower().endswith(_OTHER_PICTURES):
+    raise UserError(f"pictures must be JPEG or PNG; convert {name}, or remove it")
+  return name.lower().endswith(_EXTENSIONS)

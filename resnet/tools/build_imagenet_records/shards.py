@@ -6,7 +6,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from resnet.tools.build_imagenet_records.bounding_boxes import Box
-from resnet.tools.build_imagenet_records.pictures import Picture
+from resnet.tools.build_imagenet_records.pictures import Picture, read_lines
+from resnet.utils.errors import UserError
 
 _CONVERSION_QUALITY = 100  # of the few pictures that are no RGB or grayscale JPEG, as in the original's records
 
@@ -15,12 +16,21 @@ class Shard(NamedTuple):
   """A record file to be written."""
 
   path: str
-  pictures: list[tuple[Picture, int, str]]  # with label (1..1000) and the class in words
+  pictures: list[tuple[Picture, int, str]]  # with label (from 1) and the class in words
 
   @property
   def skipped_path(self) -> str:
     """The text file that names the pictures left out, if any."""
     return f"{self.path}.skipped"
+
+
+class Written(NamedTuple):
+  """What became of a shard."""
+
+  path: str
+  number: int  # of pictures dealt with
+  problems: list[str]  # for each picture that was left out now its name and the reason
+  sizes: list[tuple[int, int]]  # height and width of each picture in the file, pixels
 
 
 def start_worker() -> None:
@@ -30,17 +40,14 @@ def start_worker() -> None:
   tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
-def write_shard(shard: Shard, boxes: dict[str, list[Box]]) -> tuple[int, list[str]]:
+def write_shard(shard: Shard, boxes: dict[str, list[Box]]) -> Written:
   """Writes the file under a temporary name, then renames it.
 
   Args:
     shard: what to write.
     boxes: bounding boxes by picture, its name without extension.
-
-  Returns:
-    The number of pictures dealt with, and for each that was left out its name and the reason.
   """
-  problems = []
+  problems, sizes = [], []
   temporary = f"{shard.path}.tmp"
   with tf.io.TFRecordWriter(temporary) as writer:
     for picture, label, text in shard.pictures:
@@ -50,6 +57,7 @@ def write_shard(shard: Shard, boxes: dict[str, list[Box]]) -> tuple[int, list[st
         reason = str(error) if isinstance(error, OSError) else "not an intact picture"
         problems.append(f"{picture.name} ({picture.path}): {reason}")
         continue
+      sizes.append((height, width))
       picture_boxes = boxes.get(os.path.splitext(picture.name)[0], [])
       writer.write(
         _example(picture, label, text, encoded, height, width, picture_boxes).SerializeToString(
@@ -62,7 +70,34 @@ def write_shard(shard: Shard, boxes: dict[str, list[Box]]) -> tuple[int, list[st
     with open(shard.skipped_path, "w", encoding="utf-8", errors="surrogateescape") as file:
       file.writelines(f"{problem}\n" for problem in problems)
   os.replace(temporary, shard.path)
-  return len(shard.pictures), problems
+  return Written(shard.path, len(shard.pictures), problems, sizes)
+
+
+def read_shard(shard: Shard) -> Written:
+  """What a file that was there already holds.
+
+  Raises:
+    UserError: it is damaged, or of another number of pictures.
+  """
+  features = {f"image/{side}": tf.io.FixedLenFeature([], tf.int64) for side in ("height", "width")}
+  try:
+    with tf.device("CPU:0"):
+      records = tf.data.TFRecordDataset(shard.path).batch(100)
+      batches = [tf.io.parse_example(batch, features) for batch in records]
+  except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
+    raise UserError(f"{shard.path} is damaged; delete it, and start again") from error
+  sizes = [
+    size
+    for batch in batches
+    for size in zip(*(batch[f"image/{side}"].numpy().tolist() for side in ("height", "width")))
+  ]
+  skipped = len(read_lines(shard.skipped_path)) if os.path.exists(shard.skipped_path) else 0
+  if len(sizes) + skipped != len(shard.pictures):
+    raise UserError(
+      f"{shard.path} was made of {len(sizes) + skipped} pictures, but would now be of {len(shard.pictures)}; "
+      "delete the record files, so that they are made anew"
+    )
+  return Written(shard.path, len(shard.pictures), [], sizes)
 
 
 def _rgb_jpeg(encoded: bytes) -> tuple[bytes, int, int]:
