@@ -1,5 +1,7 @@
 """Layers of the networks: frozen, and in their second run, in the backward pass."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -7,8 +9,10 @@ import tensorflow as tf
 from chains import run_ops
 from helpers import assert_close, values
 
-from resnet.models.layers import BatchNorm
+from resnet.configs import get_config
+from resnet.models.layers import BatchNorm, conv
 from resnet.models.residual import ResidualFunction
+from resnet.models.resnet_model import Stem
 from resnet.reversible.replay import StatelessLayers
 
 
@@ -83,3 +87,48 @@ def test_a_convolution_whose_output_is_kept_is_not_computed_again(bottleneck, ke
   kinds = [op.type for op in run_ops(run.get_concrete_function().graph)]
   last = 1  # Its output is not kept, and only needed again to rebuild a stream.
   assert kinds.count("Conv2D") == len(layer.subs) + (last if keep == ["activations"] else len(layer.subs))
+
+
+def test_the_stem_pools_as_if_after_its_relu():
+  config = dataclasses.replace(get_config("resnet-50"), filters=(6, 8, 8, 8, 8), height=23, width=24)
+  keras.utils.set_random_seed(0)
+  stem = Stem(config, name="init")
+  stem.build((None, 23, 24, 3))
+  random = np.random.RandomState(3)
+  stem.bn.beta.assign(random.normal(-0.3, 0.5, size=6))  # Windows without a positive value are many.
+  # Whole numbers make many equal ones in a window, of which the first has the gradient.
+  stem.conv.kernel.assign(random.randint(-1, 2, size=stem.conv.kernel.shape))
+  images = tf.constant(random.randint(0, 2, size=(4, 23, 24, 3)), tf.float32)
+
+  def in_the_original_s_order(images):
+    x = tf.nn.relu(stem.bn(stem.conv(images), training=True))
+    return tf.nn.max_pool2d(x, 3, 2, "SAME")
+
+  results = []
+  for function in (lambda images: stem(images, training=True), in_the_original_s_order):
+    with tf.GradientTape() as tape:
+      y = function(images)
+    weights = [v.value for v in stem.trainable_variables]
+    dy = tf.constant(np.random.RandomState(4).normal(size=y.shape), tf.float32)
+    results.append([y, *tape.gradient(y, weights, dy)])
+  assert 0.1 < np.mean(results[0][0].numpy() == 0) < 0.9
+  for actual, expected in zip(*results, strict=True):
+    np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("size", [6, 7])
+def test_a_convolution_of_one_pixel_takes_only_the_pixels_it_needs(size):
+  x = tf.constant(np.random.RandomState(5).normal(size=(2, size, size, 3)), tf.float32)
+  layer = conv(4, 1, 2, "project", "float32")
+  reference = keras.layers.Conv2D(4, 1, 2, padding="same", use_bias=False)
+  for convolution in (layer, reference):
+    convolution.build(x.shape)
+  reference.kernel.assign(layer.kernel)
+  results = []
+  for convolution in (layer, reference):
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      y = convolution(x)
+    assert tuple(y.shape) == convolution.compute_output_shape(x.shape)
+    results.append([y, *tape.gradient(y, [x, convolution.kernel.value], y**2)])
+  assert_close(*results, 1e-6)

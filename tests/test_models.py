@@ -359,3 +359,17 @@ def test_fit_takes_the_step_of_the_run_scripts(name):
     for network in (model, copy)
   )
   assert_close(changes, expected, 1e-3, paths(model.trainable_variables))
+
+
+def test_weight_decay_is_not_computed_before_the_gradients():
+  model = make_model("revnet-test")
+  images, labels = make_batch(model, 2)
+  step = tf.function(lambda images, labels: loss_and_gradients(model, images, labels))
+  graph = step.get_concrete_function(images, labels).graph
+  late = {graph.inputs[0].op}  # What waits for the images.
+  for op in graph.get_operations():  # Each after those that it waits for.
+    if any(before in late for before in (*(tensor.op for tensor in op.inputs), *op.control_inputs)):
+      late.add(op)
+  products = [op for op in graph.get_operations() if op.type == "Mul" and op.outputs[0].shape.rank > 1]
+  assert not [op.name for op in products if op not in late]
+  assert len(products) >= sum(variable.regularizer is not None for variable in model.trainable_variables)
