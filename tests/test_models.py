@@ -11,9 +11,9 @@ import tensorflow as tf
 from helpers import assert_close, copy_of, make_batch, make_model, values
 
 from resnet.configs import get_config
-from resnet.models import ReversibleChain, get_model
+from resnet.models import get_model
 from resnet.models.residual import ResidualFunction
-from resnet.reversible import chain
+from resnet.reversible import ReversibleChain, chain
 from resnet.reversible.unrolled import rebuild
 from resnet.training.optimizer import make_optimizer
 from resnet.training.step import loss_and_gradients

@@ -1,0 +1,67 @@
+"""The pages and the API reference as a site, by Sphinx: tests/check_docs.sh builds it.
+
+Its sources are this repository's pages where they are, from README.md on, so that links are the same on a forge and on
+the site. A link to a file that is no page becomes a download.
+"""
+
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from resnet import __version__
+
+project = "RevNet for TensorFlow 2"
+version = release = __version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+root_doc = "README"
+include_patterns = ["*.md", "docs/**.md"]
+exclude_patterns = [".*", "data", "logs", "results", "docs/_build", "resnet", "tests", "examples"]
+html_theme = "furo"
+html_title = f"RevNet {release}"
+myst_heading_anchors = 4
+
+# Docstrings are in Google's style; what stands between backticks is code.
+default_role = "literal"
+napoleon_custom_sections = [("Call arguments", "params_style")]
+napoleon_use_rtype = False
+autodoc_typehints = "description"
+autodoc_member_order = "bysource"
+# Types of other packages, whose references are elsewhere.
+nitpick_ignore_regex = [("py:.*", r"(keras|tensorflow|tf|np|numpy|collections|os|typing|abc)\b.*")]
+
+CONTENTS = """
+```{toctree}
+:hidden:
+:caption: Decide
+docs/reversible
+docs/training
+docs/gpu
+docs/benchmark
+docs/mixed_precision
+docs/xla
+docs/results
+docs/fidelity
+docs/reliability
+```
+
+```{toctree}
+:hidden:
+:caption: Reference
+docs/api/index
+CHANGELOG
+CONTRIBUTING
+SECURITY
+```
+"""
+
+
+def setup(app):
+  """Gives the front page its contents, which the README does not show."""
+
+  def add_contents(app, name, source):
+    if name == root_doc:
+      source[0] += CONTENTS
+
+  app.connect("source-read", add_contents)
