@@ -15,6 +15,7 @@ from resnet import __version__
 project = "RevNet for TensorFlow 2"
 version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+autodoc_inherit_docstrings = False
 root_doc = "README"
 include_patterns = ["*.md", "docs/**.md"]
 exclude_patterns = [".*", "data", "logs", "results", "docs/_build", "resnet", "tests", "examples"]
@@ -29,7 +30,7 @@ napoleon_use_rtype = False
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 # Types of other packages, whose references are elsewhere.
-nitpick_ignore_regex = [("py:.*", r"(keras|tensorflow|tf|np|numpy|collections|os|typing|abc)\b.*")]
+nitpick_ignore_regex = [("py:.*", r"(keras|tensorflow|tf|np|numpy|collections|contextlib|os|typing|abc)\b.*")]
 
 CONTENTS = """
 ```{toctree}

@@ -10,7 +10,8 @@ PAGES = [
   ROOT / "README.md",
   ROOT / "CONTRIBUTING.md",
   ROOT / "CHANGELOG.md",
-  *sorted((ROOT / "docs").glob("*.md")),
+  ROOT / "SECURITY.md",
+  *sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts),
 ]
 
 

@@ -62,10 +62,6 @@ FORMS = ("unrolled", "while_loop")
 class ReversibleChain(keras.layers.Layer):
   """Reversible units run one after the other, backpropagated without storing their activations.
 
-      chain = ReversibleChain([(Dense(8, "tanh"), Dense(8, "tanh")) for _ in range(100)])
-      y1, y2 = chain((x1, x2), training=True)  # x1, x2: [N, 8]
-      x1, x2 = chain.inverse((y1, y2), training=True)
-
   Args:
     pairs: the units' (F, G), Keras layers. F maps the shape of x2 to that of x1, G the shape of x1 to that of
       x2. Layers that are built already keep their variables' names; the others are built with the chain, in
@@ -103,7 +99,7 @@ class ReversibleChain(keras.layers.Layer):
 
   Returns:
     (y1, y2), of the shapes of (x1, x2) unless a coupling changes them, float32 at least; with log_det
-    (y1, y2, log|det dy/dx| [N]).
+    (y1, y2, `log|det dy/dx|`), the last [N].
 
   Limits: the second run of a function has its weights, its state, its stream and these arguments as they were.
   Whatever else a function would take from outside, or do beside returning its output, is refused.
@@ -114,6 +110,15 @@ class ReversibleChain(keras.layers.Layer):
     NotImplementedError: manual gradients are differentiated in turn, or in forward mode.
 
   Source: Gomez et al. 2017, section 3.
+
+  Example:
+    >>> Dense = keras.layers.Dense
+    >>> chain = ReversibleChain([(Dense(8, "tanh"), Dense(8, "tanh")) for _ in range(20)])
+    >>> x1, x2 = np.ones([2, 3, 8])  # x1, x2: [3, 8]
+    >>> y1, y2 = chain((x1, x2), training=True)
+    >>> again1, again2 = chain.inverse((y1, y2), training=True)
+    >>> np.allclose(again1, x1, atol=1e-4)
+    True
   """
 
   def __init__(

@@ -14,7 +14,7 @@ from resnet.reversible.custom_vjp import Tensors
 
 
 class Coupling(keras.layers.Layer):
-  """y = couple(x, *parts(change)); x = uncouple(y, *parts(change)).
+  """`y = couple(x, *parts(change))`, and `x = uncouple(y, *parts(change))`.
 
   `change` is the output of F or G; x and y are the stream before and after the change. In a chain every
   function has a coupling of its own, made from `get_config`. Variables are made in `build`, by
@@ -24,6 +24,23 @@ class Coupling(keras.layers.Layer):
     exact: whether `couple` only adds to the stream or negates it, so that `uncouple` undoes it to the last bit
       for numbers on a grid.
     invertible: False if there is no `uncouple`. Chains then keep x for the backward pass.
+
+  Raises:
+    NotImplementedError: a chain calls what the coupling does not have.
+
+  Example:
+    >>> @keras.saving.register_keras_serializable("mine")
+    ... class Subtracted(Coupling):
+    ...   exact = True
+    ...
+    ...   def couple(self, x, change):
+    ...     return x - change
+    ...
+    ...   def uncouple(self, y, change):
+    ...     return y + change
+    >>> chain = ReversibleChain([(keras.layers.Dense(4), keras.layers.Dense(4))], coupling=Subtracted())
+    >>> chain([np.ones([3, 4])] * 2)[0].shape
+    TensorShape([3, 4])
   """
 
   exact = False
@@ -56,13 +73,20 @@ class Coupling(keras.layers.Layer):
     raise NotImplementedError(f"{type(self).__name__} has no uncouple(y, *parts)")
 
   def log_det(self, x: tf.Tensor, *parts: tf.Tensor) -> tf.Tensor:
-    """The logarithm of |det dy/dx| of each example, [N]. Only chains with log_det need it."""
+    """The logarithm of `|det dy/dx|` of each example, [N]. Only chains with log_det need it."""
     raise NotImplementedError(f"{type(self).__name__} has no log_det(x, *parts)")
 
 
 @keras.saving.register_keras_serializable("resnet")
 class Additive(Coupling):
-  """y = x + F, x = y - F: the coupling of NICE (Dinh et al. 2014) and of RevNet (Gomez et al. 2017)."""
+  """y = x + F, x = y - F: the coupling of NICE (Dinh et al. 2014) and of RevNet (Gomez et al. 2017).
+
+  Example:
+    >>> chain = ReversibleChain([(keras.layers.Dense(4), keras.layers.Dense(4))], coupling=Additive())
+    >>> y1, y2 = chain([np.ones([3, 4])] * 2)
+    >>> y1.shape
+    TensorShape([3, 4])
+  """
 
   exact = True
 
@@ -84,7 +108,7 @@ class Scaled(Coupling):
   F(x) = 2 x + h^2 f(x), y1 = 2 x2 - x1 + h^2 f(x2) (Chang et al. 2018, "Reversible Architectures for
   Arbitrarily Deep Residual Neural Networks"). 0 < a < 1 in the first coupling, with G the identity, is a
   momentum residual network, whose velocity is x1 (Sander et al. 2021). The inverse multiplies rounding errors
-  by 1 / a in each unit: keep |a| near 1 in deep chains, and look at `reconstruction_error`.
+  by 1 / a in each unit: keep `|a|` near 1 in deep chains, and look at `reconstruction_error`.
 
   Args:
     scale: a, or its initial value if it is trained.
@@ -92,6 +116,12 @@ class Scaled(Coupling):
 
   Raises:
     ValueError: scale is 0.
+
+  Example:
+    >>> functions = [(keras.layers.Dense(4), keras.layers.Dense(4)) for _ in range(3)]
+    >>> leapfrog = ReversibleChain(functions, coupling=Scaled(-1.0))
+    >>> leapfrog([np.ones([3, 4])] * 2)[1].shape
+    TensorShape([3, 4])
   """
 
   def __init__(self, scale: float, trained: bool = False, **kwargs):
@@ -132,7 +162,16 @@ class Shortcut(Coupling):
   Args:
     layer: a Keras layer that brings x to the shape of F: pooling, a convolution with a stride.
 
+  Raises:
+    ValueError: in the chain, if the layer's output has not the shape of F's.
+
   Source: He et al. 2016, "Deep Residual Learning for Image Recognition", equation 2.
+
+  Example:
+    >>> Dense = keras.layers.Dense
+    >>> wider = ReversibleChain([(Dense(8), Dense(8))], coupling=(Shortcut(Dense(8)), Shortcut(Dense(8))))
+    >>> wider([np.ones([3, 4])] * 2)[0].shape
+    TensorShape([3, 8])
   """
 
   invertible = False
@@ -170,6 +209,14 @@ class Affine(Coupling):
 
   Raises:
     ValueError: bound is not positive.
+
+  Example:
+    >>> flow = ReversibleChain(
+    ...   [(keras.layers.Dense(8), keras.layers.Dense(8))], coupling=Affine(bound=2.0), log_det=True
+    ... )
+    >>> y1, y2, log_det = flow([np.ones([3, 4])] * 2)
+    >>> log_det.shape
+    TensorShape([3])
   """
 
   def __init__(self, bound: float | None = None, **kwargs):

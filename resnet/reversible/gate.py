@@ -17,6 +17,14 @@ def ordinary_backprop() -> Iterator[None]:
   """A context in which chains and recomputed layers store activations, as ordinary backpropagation does.
 
   For comparisons of results, time and memory. A `tf.function` keeps the form in which it was traced.
+
+  Example:
+    >>> chain = ReversibleChain([(keras.layers.Dense(4), keras.layers.Dense(4))])
+    >>> streams = [np.ones([3, 4])] * 2
+    >>> with ordinary_backprop():
+    ...   ordinary = chain(streams)
+    >>> np.allclose(ordinary, chain(streams))
+    True
   """
   before = _stored.set(True)
   try:

@@ -26,6 +26,13 @@ class MemoryReport:
     ordinary: of the model, every activation stored.
     weights: the model's variables, which take their memory either way.
     measure: in words, how the first two were measured.
+
+  Example:
+    >>> print(MemoryReport(reversible=120_000_000, ordinary=924_000_000, weights=7_000_000, measure="by hand"))
+    training step, by hand:
+      reversible      120.0 MB
+      ordinary        924.0 MB
+      weights           7.0 MB, in neither
   """
 
   reversible: int
@@ -45,8 +52,6 @@ class MemoryReport:
 def memory_report(model: keras.layers.Layer, inputs: Tensors, **arguments: Any) -> MemoryReport:
   """The memory that a training step of `model` takes, as it is and by ordinary backpropagation.
 
-      print(memory_report(model, images))
-
   The step is `model(inputs, training=True, **arguments)`, the mean square of the outputs, and its gradients for
   all weights, without an optimizer. The model is left as it is.
 
@@ -65,6 +70,10 @@ def memory_report(model: keras.layers.Layer, inputs: Tensors, **arguments: Any) 
 
   Raises:
     ValueError: nothing in the model is trained; the batch is too small; another process cannot load the model.
+
+  Example:
+    >>> if __name__ == "__main__":  # It starts processes.
+    ...   print(memory_report(model, images))
   """
   batch = tf.nest.flatten(inputs)[0].shape[0]
   if batch < 2:

@@ -18,9 +18,6 @@ from resnet.reversible.stateless import STATISTICS, StatelessLayers, gated, requ
 class Recompute(keras.layers.Layer):
   """A layer of any kind that the backward pass runs again: only its inputs are kept.
 
-      block = Recompute(keras.Sequential([Conv2D(64, 3), BatchNormalization(), ReLU(), Dropout(0.1)]))
-      y = block(x, training=True)
-
   Unlike with `tf.recompute_grad` and `keras.remat`, the layer's statistics move once a step, not twice; dropout
   drops the same units in the second run; that run waits until its gradients are wanted; and the result is a
   layer, for functional models, saving and loading.
@@ -40,6 +37,12 @@ class Recompute(keras.layers.Layer):
       gradients would be lost, see docs/reversible.md.
 
   Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
+
+  Example:
+    >>> layers = keras.layers
+    >>> block = Recompute(keras.Sequential([layers.Conv2D(6, 3), layers.BatchNormalization(), layers.ReLU()]))
+    >>> block(np.ones([1, 8, 8, 3]), training=True).shape
+    TensorShape([1, 6, 6, 6])
   """
 
   def __init__(self, layer: keras.layers.Layer, keep: Collection[str] = (STATISTICS,), **kwargs):
@@ -99,6 +102,15 @@ def recompute(
 
   Returns:
     What the layer returns. Gradients go through float tensors.
+
+  Raises:
+    NotImplementedError, ValueError: as `Recompute`.
+
+  Example:
+    >>> layer = keras.layers.Dense(4)
+    >>> layer.build([None, 3])
+    >>> recompute(layer, np.ones([2, 3])).shape
+    TensorShape([2, 4])
   """
   require_kinds(keep)
   _require_layer(layer)

@@ -39,27 +39,14 @@ def replayed(
   """Computes a part of a layer from what the first run kept of it, if this is the layer's second run.
 
   To be called in the `call` of a layer that may stand in a `ReversibleChain` or a `Recompute`, which run it
-  once forward and once more in the backward pass:
-
-      def call(self, x):
-        y, scale = replayed(self, self._scaled, self._scaled_again, x)
-        return y
-
-      def _scaled(self, x):
-        scale = tf.linalg.norm(x)  # takes long, and is small
-        return x * scale, scale
-
-      def _scaled_again(self, scale, x):
-        def gradient(dy):
-          return dy * scale + tf.reduce_sum(dy * x) * x / scale
-        return x * scale, gradient
+  once forward and once more in the backward pass.
 
   Args:
     layer: that calls this, named in errors.
     first: inputs -> (y, kept), in TensorFlow's differentiable operations. `kept` is held until the backward
       pass: a tensor or a structure of them, small beside an activation. State that the layer changes is best
       changed here.
-    again: (kept, *inputs) -> (y, its gradient function), as `tf.custom_gradient` wants it. It may round
+    again: `(kept, *inputs)` -> (y, its gradient function), as `tf.custom_gradient` wants it. It may round
       otherwise than `first`.
     *inputs: tensors or variables that a gradient is wanted for.
 
@@ -71,6 +58,24 @@ def replayed(
 
   Raises:
     ValueError: a function's second run makes other calls than its first one did.
+
+  Example:
+    >>> class Scaled(keras.layers.Layer):
+    ...   def call(self, x):
+    ...     y, scale = replayed(self, self._scaled, self._scaled_again, x)
+    ...     return y
+    ...
+    ...   def _scaled(self, x):
+    ...     scale = tf.linalg.norm(x)  # takes long, and is small
+    ...     return x * scale, scale
+    ...
+    ...   def _scaled_again(self, scale, x):
+    ...     def gradient(dy):
+    ...       return dy * scale + tf.reduce_sum(dy * x) * x / scale
+    ...
+    ...     return x * scale, gradient
+    >>> Recompute(Scaled())(np.ones([2, 3])).shape
+    TensorShape([2, 3])
   """
   run = current_run.get()
   if run is None or STATISTICS not in run.kinds:
@@ -104,6 +109,21 @@ def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False)
     The layer's output, one tensor.
 
   Keras' masks that x and the output carry are carried in both runs.
+
+  Raises:
+    ValueError: a function's second run makes other calls than its first one did.
+
+  Example:
+    >>> class Block(keras.layers.Layer):
+    ...   def build(self, input_shape):
+    ...     self.convolution = keras.layers.Conv2D(4, 3, padding="same")
+    ...     self.convolution.build(input_shape)
+    ...
+    ...   def call(self, x, training=False):
+    ...     return keras.ops.relu(keep_output(self.convolution, x, training))
+    >>> chain = ReversibleChain([(Block(), Block())], kept_outputs=1)
+    >>> chain([np.ones([1, 8, 8, 4])] * 2, training=True)[0].shape
+    TensorShape([1, 8, 8, 4])
   """
   run = current_run.get()
   if run is None or ACTIVATIONS not in run.kinds:
