@@ -1,14 +1,12 @@
 """The pages and the API reference as a site, by Sphinx: tests/check_docs.sh builds it.
 
-Its sources are this repository's pages where they are, from README.md on, so that links are the same on a forge and on
-the site. A link to a file that is no page becomes a download.
+Its sources are the repository's pages where they are, from README.md on: links are the same on a forge and on the
+site. A link to a file that is no page becomes a download.
 """
 
-import pathlib
-import sys
+import inspect
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from sphinx.util.inspect import stringify_signature
 
 from resnet import __version__
 
@@ -28,6 +26,7 @@ default_role = "literal"
 napoleon_custom_sections = [("Call arguments", "params_style")]
 napoleon_use_rtype = False
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "bysource"
 # Types of other packages, whose references are elsewhere.
 nitpick_ignore_regex = [("py:.*", r"(keras|tensorflow|tf|np|numpy|collections|contextlib|os|typing|abc)\b.*")]
@@ -58,11 +57,18 @@ SECURITY
 """
 
 
-def setup(app):
+def add_contents(app, name, source):
   """Gives the front page its contents, which the README does not show."""
+  if name == root_doc:
+    source[0] += CONTENTS
 
-  def add_contents(app, name, source):
-    if name == root_doc:
-      source[0] += CONTENTS
 
+def signature_of_layer(app, what, name, value, options, signature, returned):
+  """The arguments of `__init__`; Sphinx would show those of Keras' `__new__`, which takes any."""
+  if what == "class" and "__init__" in vars(value):
+    return stringify_signature(inspect.signature(value), show_annotation=False), None
+
+
+def setup(app):
   app.connect("source-read", add_contents)
+  app.connect("autodoc-process-signature", signature_of_layer)

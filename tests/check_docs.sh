@@ -9,6 +9,6 @@ import tomllib
 print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'], sep='\n')
 " | pip install --quiet --disable-pip-version-check -r /dev/stdin
 rm -rf docs/_build
-TF_CPP_MIN_LOG_LEVEL=2 sphinx-build --quiet --nitpicky --fail-on-warning --keep-going -c docs . docs/_build/html "$@"
+PYTHONPATH=. TF_CPP_MIN_LOG_LEVEL=2 sphinx-build --quiet --nitpicky --fail-on-warning --keep-going -c docs . docs/_build/html "$@"
 cp docs/_build/html/README.html docs/_build/html/index.html
 echo "The site is in docs/_build/html."

@@ -27,6 +27,10 @@ class Momentum(keras.optimizers.Optimizer):
       2018, "Mixed Precision Training"). Each replica has a scale of its own. A step that overflows on any
       replica is counted, but skipped: it changes no weight, and `skipped()` is true after it.
       `keras.optimizers.LossScaleOptimizer` looks at the gradients of the first replica alone.
+
+  Example:
+    >>> model = get_model(get_config("revnet-38"))
+    >>> model.compile(Momentum(0.1, momentum=0.9), "sparse_categorical_crossentropy")
   """
 
   def __init__(
