@@ -1,7 +1,7 @@
 """The pages and the API reference as a site, by Sphinx: tests/check_docs.sh builds it.
 
-Its sources are the repository's pages where they are, from README.md on: links are the same on a forge and on the
-site. A link to a file that is no page becomes a download.
+Its sources are the repository's pages where they are, from README.md on: links are the same on a forge and here.
+A link to a file that is no page becomes a download.
 """
 
 import inspect
