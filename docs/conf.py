@@ -1,6 +1,6 @@
 """The pages and the API reference as a site, by Sphinx: tests/check_docs.sh builds it.
 
-Its sources are the repository's pages where they are, from README.md on: links are the same on a forge and here.
+Its sources are the repository's pages where they are, from README.md on: links are the same on a forge, too.
 A link to a file that is no page becomes a download.
 """
 
