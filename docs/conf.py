@@ -34,6 +34,7 @@ nitpick_ignore_regex = [("py:.*", r"(keras|tensorflow|tf|np|numpy|collections|co
 CONTENTS = """
 ```{toctree}
 :hidden:
+:glob:
 :caption: Decide
 docs/reversible
 docs/training
@@ -44,6 +45,7 @@ docs/xla
 docs/results
 docs/fidelity
 docs/reliability
+docs/*
 ```
 
 ```{toctree}
@@ -53,6 +55,13 @@ docs/api/index
 CHANGELOG
 CONTRIBUTING
 SECURITY
+```
+
+```{toctree}
+:hidden:
+:glob:
+:caption: Notes
+docs/notes/*
 ```
 """
 
