@@ -5,6 +5,7 @@ A link to a file that is no page becomes a download.
 """
 
 import inspect
+import pathlib
 
 from sphinx.util.inspect import stringify_signature
 
@@ -31,37 +32,24 @@ autodoc_member_order = "bysource"
 # Types of other packages, whose references are elsewhere.
 nitpick_ignore_regex = [("py:.*", r"(keras|tensorflow|tf|np|numpy|collections|contextlib|os|typing|abc)\b.*")]
 
+FIRST = (
+  "reversible",
+  "training",
+  "gpu",
+  "benchmark",
+  "mixed_precision",
+  "xla",
+  "results",
+  "fidelity",
+  "reliability",
+)
+PAGES = [*FIRST, *sorted({page.stem for page in pathlib.Path(__file__).parent.glob("*.md")} - {*FIRST})]
 CONTENTS = """
-```{toctree}
+```{{toctree}}
 :hidden:
 :glob:
-:caption: Decide
-docs/reversible
-docs/training
-docs/gpu
-docs/benchmark
-docs/mixed_precision
-docs/xla
-docs/results
-docs/fidelity
-docs/reliability
-docs/*
-```
-
-```{toctree}
-:hidden:
-:caption: Reference
-docs/api/index
-CHANGELOG
-CONTRIBUTING
-SECURITY
-```
-
-```{toctree}
-:hidden:
-:glob:
-:caption: Notes
-docs/notes/*
+:caption: {caption}
+{pages}
 ```
 """
 
@@ -69,7 +57,10 @@ docs/notes/*
 def add_contents(app, name, source):
   """Gives the front page its contents, which the README does not show."""
   if name == root_doc:
-    source[0] += CONTENTS
+    decide = "\n".join(f"docs/{page}" for page in PAGES)
+    source[0] += CONTENTS.format(caption="Decide", pages=decide)
+    source[0] += CONTENTS.format(caption="Reference", pages="docs/api/index\nCHANGELOG\nCONTRIBUTING\nSECURITY")
+    source[0] += CONTENTS.format(caption="Notes", pages="docs/notes/*")
 
 
 def signature_of_layer(app, what, name, value, options, signature, returned):
