@@ -33,10 +33,10 @@ class Coupling(keras.layers.Layer):
     ... class Subtracted(Coupling):
     ...   exact = True
     ...
-    ...   def couple(self, x, change):
+    ...   def couple(self, x: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
     ...     return x - change
     ...
-    ...   def uncouple(self, y, change):
+    ...   def uncouple(self, y: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
     ...     return y + change
     >>> chain = ReversibleChain([(keras.layers.Dense(4), keras.layers.Dense(4))], coupling=Subtracted())
     >>> chain([np.ones([3, 4])] * 2)[0].shape
@@ -46,11 +46,11 @@ class Coupling(keras.layers.Layer):
   exact = False
   invertible = True
 
-  def __init__(self, **kwargs):
+  def __init__(self, **kwargs: Any) -> None:
     super().__init__(**kwargs)
     self.supports_masking = True  # Masks are the chain's.
 
-  def build(self, input_shape):
+  def build(self, input_shape: Any) -> None:
     """Makes the variables. `input_shape` is the shape of the stream."""
 
   def changed_shape(self, shape: tuple) -> tuple:
@@ -61,7 +61,7 @@ class Coupling(keras.layers.Layer):
     """The output of F or G, as tensors of the stream's shape."""
     return (change,)
 
-  def call(self, change):
+  def call(self, change: Tensors) -> tuple[tf.Tensor, ...]:
     return self.parts(change)  # For symbolic tensors, whose shapes are checked.
 
   def couple(self, x: tf.Tensor, *parts: tf.Tensor) -> tf.Tensor:
@@ -90,13 +90,13 @@ class Additive(Coupling):
 
   exact = True
 
-  def couple(self, x, change):
+  def couple(self, x: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
     return x + change
 
-  def uncouple(self, y, change):
+  def uncouple(self, y: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
     return y - change
 
-  def log_det(self, x, change):
+  def log_det(self, x: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
     return _sum_of_each(tf.zeros_like(x))
 
 
@@ -124,7 +124,7 @@ class Scaled(Coupling):
     TensorShape([3, 4])
   """
 
-  def __init__(self, scale: float, trained: bool = False, **kwargs):
+  def __init__(self, scale: float, trained: bool = False, **kwargs: Any) -> None:
     super().__init__(**kwargs)
     if not scale:
       raise ValueError(f"scale must be a number other than 0, or the coupling has no inverse; got {scale!r}")
@@ -132,24 +132,24 @@ class Scaled(Coupling):
     self.trained = trained
     self.exact = abs(scale) == 1 and not trained
 
-  def build(self, input_shape):
+  def build(self, input_shape: Any) -> None:
     if self.trained:
       start = keras.initializers.Constant(self.scale)
       self.a = self.add_weight(shape=(), initializer=start, name="scale", autocast=False)
 
-  def _a(self, x):
+  def _a(self, x: tf.Tensor) -> tf.Tensor:
     return tf.cast(self.a if self.trained else self.scale, x.dtype)
 
-  def couple(self, x, change):
+  def couple(self, x: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
     return self._a(x) * x + change
 
-  def uncouple(self, y, change):
+  def uncouple(self, y: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
     return (y - change) / self._a(y)
 
-  def log_det(self, x, change):
+  def log_det(self, x: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
     return _sum_of_each(tf.fill(tf.shape(x), tf.math.log(tf.abs(self._a(x)))))
 
-  def get_config(self):
+  def get_config(self) -> dict[str, Any]:
     return {**super().get_config(), "scale": self.scale, "trained": self.trained}
 
 
@@ -176,24 +176,24 @@ class Shortcut(Coupling):
 
   invertible = False
 
-  def __init__(self, layer: keras.layers.Layer, **kwargs):
+  def __init__(self, layer: keras.layers.Layer, **kwargs: Any) -> None:
     super().__init__(**kwargs)
     self.layer = layer
 
-  def build(self, input_shape):
+  def build(self, input_shape: Any) -> None:
     build_layer(self.layer, input_shape, self.variable_dtype)
 
-  def changed_shape(self, shape):
+  def changed_shape(self, shape: tuple) -> tuple:
     return self.layer.compute_output_shape(shape)
 
-  def couple(self, x, change):
+  def couple(self, x: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
     return tf.cast(self.layer(x), x.dtype) + change
 
-  def get_config(self):
+  def get_config(self) -> dict[str, Any]:
     return {**super().get_config(), "layer": keras.saving.serialize_keras_object(self.layer)}
 
   @classmethod
-  def from_config(cls, config):
+  def from_config(cls, config: dict[str, Any]) -> "Shortcut":
     return cls(keras.saving.deserialize_keras_object(config.pop("layer")), **config)
 
 
@@ -219,29 +219,29 @@ class Affine(Coupling):
     TensorShape([3])
   """
 
-  def __init__(self, bound: float | None = None, **kwargs):
+  def __init__(self, bound: float | None = None, **kwargs: Any) -> None:
     super().__init__(**kwargs)
     if bound is not None and not bound > 0:
       raise ValueError(f"bound must be positive, or None for an s without bounds; got {bound!r}")
     self.bound = bound
 
-  def parts(self, change):
+  def parts(self, change: Tensors) -> tuple[tf.Tensor, ...]:
     if not isinstance(change, list | tuple):
       width = change.shape[-1]
       change = tf.split(change, [width // 2, width - width // 2], axis=-1)
     s, t = change
     return (s if self.bound is None else self.bound * tf.tanh(s / self.bound)), t
 
-  def couple(self, x, s, t):
+  def couple(self, x: tf.Tensor, s: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
     return x * tf.exp(s) + t
 
-  def uncouple(self, y, s, t):
+  def uncouple(self, y: tf.Tensor, s: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
     return (y - t) * tf.exp(-s)
 
-  def log_det(self, x, s, t):
+  def log_det(self, x: tf.Tensor, s: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
     return _sum_of_each(s)
 
-  def get_config(self):
+  def get_config(self) -> dict[str, Any]:
     return {**super().get_config(), "bound": self.bound}
 
 

@@ -62,7 +62,7 @@ def after(done: Tensors, tensors: Tensors) -> Tensors:
 def released_together(streams: Tensors, weights: Tensors) -> tuple[Tensors, Tensors]:
   """Both as they are. In the backward pass the gradients of the streams wait for those of the weights."""
 
-  def pullback(d):
+  def pullback(d: Tensors) -> Tensors:
     d_streams, d_weights = d
     return after(d_weights, d_streams), d_weights
 

@@ -142,12 +142,14 @@ def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False)
     run.kept.entries.append(Entry(layer.name, y.shape, kept, inner.kept, (mask, keras_mask(y))))
     return y
   entry = run.next(layer.name)
+  kept_within = entry.inner
+  assert kept_within is not None  # As `keep_output` made the entry.
   y, state, new_state = entry.tensors
   for variable, value in zip(stateless.variables, new_state):
     variable.assign(value)  # For layers that share it. The variable itself does not change in a second run.
 
-  def output(given):
-    def pullback(dy):
+  def output(given: Tensors) -> tuple[tf.Tensor, Callable]:
+    def pullback(dy: tf.Tensor) -> Tensors:
       late, late_state = after(dy, (given, state))
       with tf.GradientTape(watch_accessed_variables=False) as tape:
         x, weights = late = watched(tape, late)
@@ -156,7 +158,7 @@ def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False)
           weights,
           late_state,
           x,
-          kept=gated(entry.inner, dy),
+          kept=gated(kept_within, dy),
         )
       return tape.gradient(again, late, dy)
 
@@ -165,11 +167,11 @@ def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False)
   return with_mask(custom_vjp(output, (x, weights)), entry.masks[1])
 
 
-def _as_list(result):
+def _as_list(result: tuple[Tensors, Callable]) -> tuple[Tensors, Callable]:
   """(y, its gradient function, which may give a single gradient) as `custom_vjp` takes it."""
   y, gradient = result
 
-  def pullback(dy):
+  def pullback(dy: Tensors) -> list[tf.Tensor | None]:
     d_inputs = gradient(dy)
     return [*d_inputs] if isinstance(d_inputs, list | tuple) else [d_inputs]
 

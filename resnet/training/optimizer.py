@@ -65,6 +65,7 @@ class Momentum(keras.optimizers.Optimizer):
     super().apply(grads, trainable_variables)
 
   def _adapt_loss_scale(self, gradients):
+    assert self.loss_scale is not None
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
     steps = tf.where(finite, self.finite_steps + 1, 0.0)
     doubles = tf.equal(steps, STEPS_TO_DOUBLE)
