@@ -282,9 +282,8 @@ class ReversibleChain(keras.layers.Layer):
     if self.form == "while_loop":
       return (), False
     from_last = len(self.functions) // 2 - unit
-    kinds: tuple[str, ...] = (
-      (STATISTICS,) if self.grid_bits is None else ()
-    )  # A second run by these may round otherwise.
+    # On a grid no statistics: a second run by these may round otherwise.
+    kinds: tuple[str, ...] = (STATISTICS,) if self.grid_bits is None else ()
     if from_last <= self.kept_outputs:
       kinds += (ACTIVATIONS,)
     return kinds, from_last <= self.kept_streams

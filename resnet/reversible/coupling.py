@@ -33,10 +33,10 @@ class Coupling(keras.layers.Layer):
     ... class Subtracted(Coupling):
     ...   exact = True
     ...
-    ...   def couple(self, x: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
+    ...   def couple(self, x, change):
     ...     return x - change
     ...
-    ...   def uncouple(self, y: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
+    ...   def uncouple(self, y, change):
     ...     return y + change
     >>> chain = ReversibleChain([(keras.layers.Dense(4), keras.layers.Dense(4))], coupling=Subtracted())
     >>> chain([np.ones([3, 4])] * 2)[0].shape
