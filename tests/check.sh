@@ -5,12 +5,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck disable=SC1091
 [ -n "${VIRTUAL_ENV-}" ] || . .venv/bin/activate
-tests=()
 if [ "${1-}" = --quick ]; then
   shift
-  tests=(@tests/quick.txt)
+  set -- @tests/quick.txt "$@"
 fi
 pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 pre-commit run --all-files --show-diff-on-failure
 # Two processes; tests of one file share its fixtures, so stay together.
-pytest --numprocesses 2 --dist loadfile "${tests[@]}" "$@"
+pytest --numprocesses 2 --dist loadfile "$@"
