@@ -49,7 +49,7 @@ place results "$SAVE_DIR"
 
 if [ -z "${VIRTUAL_ENV-}" ]; then
   if [ ! -x .venv/bin/pip ]; then
-    python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "Python 3.10 or later is needed, got $(python3 --version)"
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "Python 3.11 or later is needed, got $(python3 --version)"
     python3 -m venv .venv || fail "python3 cannot make a virtual environment (on Debian: apt-get install python3-venv)"
   fi
   # shellcheck disable=SC1091

@@ -44,10 +44,10 @@ def define_training_flags(dataset: str, results: str, num_gpu: int | None) -> No
   flags.DEFINE_string(
     "kept_units",
     None,
-    "Of a RevNet: how many of the last units keep activations, for less time and more memory. auto: as many as "
-    "need no more memory than none. N: up to the number U of units, so many keep the outputs of their "
-    "convolutions; U + N: all do, and so many keep everything. all: all keep everything. Default: the "
-    "configuration's.",
+    "Of a RevNet: how much of its forward pass it keeps for its backward pass, to save time. N: so "
+    "many steps, from 0 to three for each unit, in each of which a unit keeps its streams, its convolutions' "
+    "outputs, or everything. all: all of them. auto: as many as need no more than 1.75 times the memory of 0. "
+    "Default: the configuration's.",
   )
   define_bytes(
     "activation_memory",

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from helpers import assert_close, values
 
-from resnet.reversible import ReversibleChain, keep_output
+from resnet.reversible import Additive, ReversibleChain, keep_output
 
 
 class Counted(keras.layers.Layer):
@@ -142,3 +142,15 @@ def run_ops(graph):
   """The ops that something a graph returns needs: TensorFlow runs no others."""
   found = {tensor.op for tensor in graph.outputs}
   return found.union(*map(ancestors, found)) if found else found
+
+
+class Marked(Additive):
+  """Names the ops that give a stream which is rebuilt."""
+
+  def uncouple(self, y, change):
+    return tf.identity(super().uncouple(y, change), name="rebuilt_stream")
+
+
+def rebuilt_streams(graph):
+  """The ops that give the streams that a graph with `Marked` couplings rebuilds."""
+  return [op for op in run_ops(graph) if op.name.rpartition("/")[2].startswith("rebuilt_stream")]

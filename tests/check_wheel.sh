@@ -13,9 +13,13 @@ python3 -m venv "$folder/env"
 PATH="$folder/env/bin:$PATH"
 pip wheel --quiet --no-deps --wheel-dir "$folder" "$folder/clone"
 pip install --quiet "$folder"/revnet-*.whl
-[ -f "$folder"/env/lib/python3*/site-packages/resnet/py.typed ]
 mkdir "$folder/empty"
 cd "$folder/empty"
+python -c "
+import importlib.metadata, pathlib, resnet
+assert resnet.__version__ == importlib.metadata.version('revnet'), resnet.__version__
+assert (pathlib.Path(resnet.__file__).parent / 'py.typed').is_file()
+"
 
 revnet-cifar-train --dataset digits --model revnet-38 --override batch_size=10 --max_num_steps 2 --id a
 revnet-export-checkpoint --id a --results results/cifar --format tf1 --output exported

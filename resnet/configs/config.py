@@ -43,7 +43,12 @@ class Config:
   """Everything that determines a training run, with the original code's field names.
 
   Raises:
-    UserError (a ValueError): a field has the wrong type or an impossible value.
+    UserError: a field has the wrong type or an impossible value.
+
+  Example:
+    >>> config = get_config("revnet-38")
+    >>> config.height, config.width, config.num_channel
+    (32, 32, 3)
   """
 
   name: str  # of the model, as in --model
@@ -101,7 +106,7 @@ class Config:
 
   @property
   def most_kept_units(self) -> int:
-    """The number that kept_units "all" stands for: three steps for each unit, see resnet/models/storage.py."""
+    """The steps that kept_units "all" stands for, three for each unit (see resnet/models/storage.py)."""
     return 3 * sum(self.num_residual_units)
 
 

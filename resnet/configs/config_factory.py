@@ -26,7 +26,11 @@ def get_config(name: str) -> Config:
   """The configuration registered as `name`, e.g. "revnet-110".
 
   Raises:
-    UserError (a ValueError): no such model; lists those there are.
+    UserError: no such model; lists those there are.
+
+  Example:
+    >>> get_config("revnet-110").num_residual_units
+    (9, 9, 9)
   """
   if name not in _REGISTRY:
     raise UserError(f"unknown model {name!r}; allowed are {', '.join(_REGISTRY)}")
@@ -42,7 +46,12 @@ def get_config_from_json(path: str | os.PathLike) -> Config:
   """The configuration saved at `path` by `save_config`.
 
   Raises:
-    UserError (a ValueError): no such file, not JSON, a field unknown, missing or impossible.
+    UserError: no such file, not JSON, a field unknown, missing or impossible.
+
+  Example:
+    >>> save_config(get_config("revnet-38"), "conf.json")
+    >>> get_config_from_json("conf.json") == get_config("revnet-38")
+    True
   """
   fields = read_fields(path)
   with errors_naming(path):
@@ -53,7 +62,7 @@ def read_fields(path: str | os.PathLike) -> dict[str, Any]:
   """The fields of a configuration's JSON file, whatever they are.
 
   Raises:
-    UserError (a ValueError): no such file, or not a JSON object.
+    UserError: no such file, or not a JSON object.
   """
   try:
     with open(path, encoding="utf-8") as file:
@@ -71,7 +80,7 @@ def config_from_fields(fields: Mapping[str, Any]) -> Config:
   """The configuration of these fields.
 
   Raises:
-    UserError (a ValueError): a field is unknown, missing or impossible.
+    UserError: a field is unknown, missing or impossible.
   """
   for name in fields:
     _require_field(name)
@@ -92,7 +101,14 @@ def errors_naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 def save_config(config: Config, path: str | os.PathLike) -> None:
-  """Writes `config` as JSON, every field included; the file is whole or not there."""
+  """Writes `config` as JSON, every field included; the file is whole or not there.
+
+  Raises:
+    OSError: it cannot be written.
+
+  Example:
+    >>> save_config(get_config("revnet-38"), "conf.json")
+  """
   temporary = f"{os.fspath(path)}.tmp"
   with open(temporary, "w", encoding="utf-8") as file:
     json.dump(dataclasses.asdict(config), file, indent=1)
@@ -109,7 +125,11 @@ def override_config(config: Config, overrides: Iterable[str]) -> Config:
       brackets ("lr_list=0.01,0.001"), a string with or without its quotes.
 
   Raises:
-    UserError (a ValueError): malformed, an unknown field or an impossible value.
+    UserError: malformed, an unknown field or an impossible value.
+
+  Example:
+    >>> override_config(get_config("revnet-38"), ["wd=1e-4", "filters=16,16,32,64"]).wd
+    0.0001
   """
   changes: dict[str, Any] = {}
   for override in overrides:

@@ -46,7 +46,14 @@ class Dataset(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationData:
-  """The data that an accuracy is measured on: the first `num_batches` batches of a dataset, or all of it."""
+  """The data that an accuracy is measured on: the first `num_batches` batches of a dataset, or all of it.
+
+  Example:
+    >>> config = override_config(get_config("revnet-38"), ["dataset=digits"])
+    >>> first_two = EvaluationData(get_dataset(config, "data", "test"), num_batches=2)
+    >>> sum(len(labels) for images, labels in first_two.batches())
+    200
+  """
 
   dataset: Dataset
   num_batches: int | None = None
@@ -57,7 +64,12 @@ class EvaluationData:
 
 
 def splits(validation: bool) -> tuple[str, str]:
-  """(split to train on, split to evaluate on); `validation` holds out a tenth of the training images."""
+  """(split to train on, split to evaluate on); `validation` holds out a tenth of the training images.
+
+  Example:
+    >>> splits(validation=True)
+    ('traintrain', 'trainval')
+  """
   return ("traintrain", "trainval") if validation else ("train", "test")
 
 
@@ -73,6 +85,13 @@ def get_dataset(config: Config, data_dir: str | os.PathLike, split: str) -> Data
 
   Raises:
     UserError: the data is missing and cannot be downloaded, or does not fit the network.
+
+  Example:
+    >>> config = override_config(get_config("revnet-38"), ["dataset=digits"])
+    >>> digits = get_dataset(config, "data", "train")
+    >>> images, labels = next(iter(digits.training_batches(start_step=0)))
+    >>> images.shape, labels.shape
+    (TensorShape([100, 32, 32, 3]), TensorShape([100]))
   """
   if config.dataset == "imagenet":
     return ImagenetDataset(config, data_dir, split)

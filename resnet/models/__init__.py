@@ -3,6 +3,5 @@
 from resnet.models.model_factory import get_model
 from resnet.models.resnet_model import ResNet
 from resnet.models.revnet_model import RevNet
-from resnet.reversible import ReversibleChain, recompute
 
-__all__ = ["ResNet", "RevNet", "ReversibleChain", "get_model", "recompute"]
+__all__ = ["ResNet", "RevNet", "get_model"]

@@ -12,6 +12,11 @@ def get_model(config: Config) -> keras.Model:
 
   Its initial weights follow `keras.utils.set_random_seed`. The regularizers of its kernels are the weight decay
   of `config`: they act under `compile` and `fit`, and are part of the loss reported there.
+
+  Example:
+    >>> model = get_model(get_config("revnet-38"))
+    >>> model(np.zeros([2, 32, 32, 3])).shape
+    TensorShape([2, 10])
   """
   model = {"resnet": ResNet, "revnet": RevNet}[config.model_class](config)
   model.build((None, config.height, config.width, config.num_channel))

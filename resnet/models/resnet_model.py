@@ -23,6 +23,15 @@ class ResNet(keras.Model):
 
   Args:
     config: a Config, or its fields as a dict (as `get_config` gives them).
+
+  Source: He et al. 2016, "Identity Mappings in Deep Residual Networks".
+
+  Raises:
+    UserError: a field of the dict has an impossible value.
+
+  Example:
+    >>> ResNet(get_config("resnet-32"))(np.zeros([2, 32, 32, 3])).shape
+    TensorShape([2, 10])
   """
 
   def __init__(self, config: Config | dict, **kwargs):

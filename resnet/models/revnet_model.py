@@ -22,6 +22,18 @@ class RevNet(ResNet):
   With config.manual_gradients only one activation a stage, and what config.kept_units says, are stored for the
   backward pass. Without it all activations are, as in ordinary backpropagation. Outputs, gradients and moving
   statistics are the same.
+
+  Args:
+    config: a Config, or its fields as a dict.
+
+  Source: Gomez et al. 2017, "The Reversible Residual Network", section 3.
+
+  Raises:
+    UserError: a field of the dict has an impossible value.
+
+  Example:
+    >>> RevNet(get_config("revnet-38"))(np.zeros([2, 32, 32, 3])).shape
+    TensorShape([2, 10])
   """
 
   def __init__(self, config, **kwargs):

@@ -36,10 +36,14 @@ _RATE = "learn_rate"
 def variable_map(model: keras.Model) -> dict[str, keras.Variable]:
   """The model's weights and moving statistics by their names in the original code, without "Model/".
 
-  For example "unit_2_1/f/sub1/conv1/w": stages count from 1, units from 0.
+  Stages count from 1, units from 0.
 
   Args:
     model: of `resnet.models.get_model`.
+
+  Example:
+    >>> variable_map(get_model(get_config("revnet-38")))["unit_2_1/f/sub1/conv1/w"].shape
+    TensorShape([3, 3, 32, 32])
   """
   names = {}
   for variable in model.variables:
@@ -60,8 +64,14 @@ def load_tf1_checkpoint(model: keras.Model, path: str | os.PathLike, optimizer: 
       for the model if it is not yet. None ignores them.
 
   Raises:
-    UserError (a ValueError): no checkpoint, a damaged one, or one that does not fit; names all variables
+    UserError: no checkpoint, a damaged one, or one that does not fit; names all variables
       that the checkpoint lacks, has too many, or has in another shape.
+
+  Example:
+    >>> model, optimizer = get_model(get_config("revnet-38")), Momentum()
+    >>> optimizer.build(model.trainable_variables)
+    >>> save_tf1_checkpoint(model, optimizer, "exported")
+    >>> load_tf1_checkpoint(model, "exported/model.ckpt-0", optimizer)
   """
   if optimizer is not None:
     optimizer.build(model.trainable_variables)
@@ -81,6 +91,11 @@ def save_tf1_checkpoint(model: keras.Model, optimizer: Momentum, folder: str | o
     model: of `resnet.models.get_model`.
     optimizer: built for the model.
     folder: of the checkpoint, its graph and the file `checkpoint` that names it.
+
+  Example:
+    >>> model, optimizer = get_model(get_config("revnet-38")), Momentum()
+    >>> optimizer.build(model.trainable_variables)
+    >>> save_tf1_checkpoint(model, optimizer, "exported")
   """
   names = {id(variable): name for name, variable in variable_map(model).items()}
   values = {f"Model/{name}": variable.numpy() for name, variable in variable_map(model).items()}

@@ -28,7 +28,7 @@ def checkpoint_prefix(path: str | os.PathLike) -> Iterator[str]:
       folder's file `checkpoint` chooses one, as for `tf.train.latest_checkpoint`.
 
   Raises:
-    UserError (a ValueError): there is no checkpoint, more than one, or the archive is damaged, too large
+    UserError: there is no checkpoint, more than one, or the archive is damaged, too large
       or holds more than ordinary files and folders within it.
   """
   if os.path.isdir(path):

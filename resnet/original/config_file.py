@@ -41,7 +41,12 @@ def load_config(path: str | os.PathLike) -> Config:
   another network's. If a registered configuration has the same network, the result takes that one's name.
 
   Raises:
-    UserError (a ValueError): no such file, not JSON, a field unknown, missing or impossible.
+    UserError: no such file, not JSON, a field unknown, missing or impossible.
+
+  Example:
+    >>> save_config(get_config("revnet-38"), "conf.json")
+    >>> load_config("conf.json").name
+    'revnet-38'
   """
   fields = read_fields(path)
   with errors_naming(path):
@@ -63,7 +68,7 @@ def from_original(fields: Mapping[str, Any]) -> dict[str, Any]:
   `_implied`. Fields that neither code knows stay as they are.
 
   Raises:
-    UserError (a ValueError): a choice that the networks here do not implement.
+    UserError: a choice that the networks here do not implement.
   """
   for name, (supported, is_supported) in _FIXED.items():
     if name in fields and not is_supported(fields[name]):

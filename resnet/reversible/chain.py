@@ -26,6 +26,7 @@ Costs: one more forward pass of every function, less what its layers keep.
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -47,8 +48,8 @@ from resnet.reversible.coupling import Coupling, couplings_of
 from resnet.reversible.gate import activations_are_stored
 from resnet.reversible.grid import on_grid
 from resnet.reversible.loop import count_before_loop
-from resnet.reversible.masks import passed_on, with_mask
-from resnet.reversible.plain import run_plainly
+from resnet.reversible.masks import Mask, passed_on, with_mask
+from resnet.reversible.plain import Streams, run_plainly
 from resnet.reversible.private_apis import keras_mask, show_to_checkpoints
 from resnet.reversible.rebuilding import run_rebuilding
 from resnet.reversible.stateless import ACTIVATIONS, STATISTICS
@@ -61,10 +62,6 @@ FORMS = ("unrolled", "while_loop")
 @keras.saving.register_keras_serializable("resnet")
 class ReversibleChain(keras.layers.Layer):
   """Reversible units run one after the other, backpropagated without storing their activations.
-
-      chain = ReversibleChain([(Dense(8, "tanh"), Dense(8, "tanh")) for _ in range(100)])
-      y1, y2 = chain((x1, x2), training=True)  # x1, x2: [N, 8]
-      x1, x2 = chain.inverse((y1, y2), training=True)
 
   Args:
     pairs: the units' (F, G), Keras layers. F maps the shape of x2 to that of x1, G the shape of x1 to that of
@@ -103,7 +100,7 @@ class ReversibleChain(keras.layers.Layer):
 
   Returns:
     (y1, y2), of the shapes of (x1, x2) unless a coupling changes them, float32 at least; with log_det
-    (y1, y2, log|det dy/dx| [N]).
+    (y1, y2, `log|det dy/dx|`), the last [N].
 
   Limits: the second run of a function has its weights, its state, its stream and these arguments as they were.
   Whatever else a function would take from outside, or do beside returning its output, is refused.
@@ -114,6 +111,15 @@ class ReversibleChain(keras.layers.Layer):
     NotImplementedError: manual gradients are differentiated in turn, or in forward mode.
 
   Source: Gomez et al. 2017, section 3.
+
+  Example:
+    >>> Dense = keras.layers.Dense
+    >>> chain = ReversibleChain([(Dense(8, "tanh"), Dense(8, "tanh")) for _ in range(20)])
+    >>> x1, x2 = np.ones([2, 3, 8])  # x1, x2: [3, 8]
+    >>> y1, y2 = chain((x1, x2), training=True)
+    >>> again1, again2 = chain.inverse((y1, y2), training=True)
+    >>> np.allclose(again1, x1, atol=1e-4)
+    True
   """
 
   def __init__(
@@ -128,8 +134,8 @@ class ReversibleChain(keras.layers.Layer):
     kept_outputs: int = 0,
     stored_units: int = 0,
     overlap: bool = False,
-    **kwargs,
-  ):
+    **kwargs: Any,
+  ) -> None:
     super().__init__(autocast=False, **kwargs)
     self.dtype_policy = keras.DTypePolicy(self.variable_dtype)  # Variables are read as they are.
     self.supports_masking = True
@@ -165,7 +171,7 @@ class ReversibleChain(keras.layers.Layer):
     """The names of the keyword arguments that a call takes."""
     return {"mask"}.union(*map(call_arguments, self.functions))
 
-  def build(self, input_shape):
+  def build(self, input_shape: Any) -> None:
     if len(input_shape) != 2 or not all(isinstance(shape, list | tuple) for shape in input_shape):
       refuse_streams(self.name, input_shape)
     shapes = list(input_shape)
@@ -179,14 +185,16 @@ class ReversibleChain(keras.layers.Layer):
         for part in parts:
           require_shape(function_name(k, function), part.shape, shapes[k % 2])
 
-  def _build_by_calls(self, streams, arguments):
+  def _build_by_calls(self, streams: Sequence[tf.Tensor], arguments: dict[str, Any]) -> None:
     """Builds the functions whose `build` takes shapes of arguments."""
     for k, function in enumerate(self.functions):
       if not function.built:
         taken = {name: value for name, value in arguments.items() if name in call_arguments(function)}
         build_by_call(function, streams[1 - k % 2], taken)
 
-  def call(self, inputs, training=False, mask=None, **kwargs):
+  def call(
+    self, inputs: Sequence[tf.Tensor], training: bool = False, mask: Any = None, **kwargs: Any
+  ) -> tuple[tf.Tensor, ...]:
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
     streams = self._rounded(streams)
     if self.log_det:
@@ -201,7 +209,9 @@ class ReversibleChain(keras.layers.Layer):
       outputs, masks = run_rebuilding(name, turns, streams, masks, call.context, before_loop, stored)
     return *map(with_mask, outputs, masks), *outputs[2:]
 
-  def inverse(self, outputs, training=False, mask=None, **kwargs):
+  def inverse(
+    self, outputs: Sequence[tf.Tensor], training: bool = False, mask: Any = None, **kwargs: Any
+  ) -> tuple[tf.Tensor, ...]:
     """The inputs that give `outputs`, rebuilt. Assigns nothing.
 
     Takes the arguments of the call that it undoes. What layers keep is computed again. Functions that draw
@@ -217,7 +227,9 @@ class ReversibleChain(keras.layers.Layer):
     records = [Record(turn.state(), mask) for turn, mask in zip(turns, taken, strict=True)]
     return tuple(rebuild(turns, streams, weights, records, call.context, inverts=True))
 
-  def reconstruction_error(self, inputs, training=True, mask=None, **kwargs) -> tf.Tensor:
+  def reconstruction_error(
+    self, inputs: Sequence[tf.Tensor], training: bool = True, mask: Any = None, **kwargs: Any
+  ) -> tf.Tensor:
     """How well the backward pass rebuilds (x1, x2): the norm of the error over that of (x1, x2), a scalar.
 
     Takes the arguments of a call. Runs forward, and back as the backward pass does; assigns nothing. First
@@ -236,7 +248,9 @@ class ReversibleChain(keras.layers.Layer):
     norm = tf.linalg.global_norm(streams)
     return error / tf.where(norm > 0, norm, tf.ones_like(norm))
 
-  def _prepare(self, streams, training, mask, arguments):
+  def _prepare(
+    self, streams: Sequence[tf.Tensor], training: bool, mask: Any, arguments: dict[str, Any]
+  ) -> tuple[Streams, list[Mask], Call]:
     """(the widened streams, their masks, the `Call`) of a call."""
     require_streams(self.name, streams)
     if not self.built:  # Only `__call__` builds by itself.
@@ -248,32 +262,35 @@ class ReversibleChain(keras.layers.Layer):
     dtype = stream_dtype(streams, self.variable_dtype)
     return [tf.cast(by_value(stream), dtype) for stream in streams], masks, call
 
-  def _turns(self, call, before_loop):
+  def _turns(self, call: Call, before_loop: int) -> list[Turn]:
     loops = before_loop == 0  # Then F of unit 0 is in the loop.
     return [
       Turn(k, function, coupling, call, self.grid_bits, *self._keep(k // 2), k > 0 or loops, self.overlap)
       for k, (function, coupling) in enumerate(zip(self.functions, self.couplings, strict=True))
     ]
 
-  def _before_loop(self):
+  def _before_loop(self) -> int:
     """The number of functions that come before the loop, all if there is none. Units may have become unlike."""
     loops = self.form == "while_loop"
     return count_before_loop(self.functions, self.couplings) if loops else len(self.functions)
 
-  def _rounded(self, streams):
+  def _rounded(self, streams: Streams) -> Streams:
     return [on_grid(stream, self.grid_bits) for stream in streams]
 
-  def _keep(self, unit):
+  def _keep(self, unit: int) -> tuple[tuple[str, ...], bool]:
     """What the functions of a unit keep of their first run: the kinds of tensors; whether their streams."""
     if self.form == "while_loop":
       return (), False
     from_last = len(self.functions) // 2 - unit
-    kinds = (STATISTICS,) if self.grid_bits is None else ()  # A second run by these may round otherwise.
+    # On a grid no statistics: a second run by these may round otherwise.
+    kinds: tuple[str, ...] = (STATISTICS,) if self.grid_bits is None else ()
     if from_last <= self.kept_outputs:
       kinds += (ACTIVATIONS,)
     return kinds, from_last <= self.kept_streams
 
-  def compute_output_spec(self, inputs, training=False, mask=None, **kwargs):
+  def compute_output_spec(
+    self, inputs: Sequence[Any], training: bool = False, mask: Any = None, **kwargs: Any
+  ) -> tuple[keras.KerasTensor, ...]:
     require_streams(self.name, inputs)
     Call(training, kwargs).require_taken(self.name, self.call_arguments)
     self._build_by_calls(inputs, kwargs)
@@ -281,19 +298,19 @@ class ReversibleChain(keras.layers.Layer):
     shapes = self.compute_output_shape([stream.shape for stream in inputs])
     return tuple(keras.KerasTensor(shape, dtype) for shape in shapes)
 
-  def compute_output_shape(self, input_shape):
+  def compute_output_shape(self, input_shape: Any) -> Any:
     shapes = list(input_shape)
     for k, coupling in enumerate(self.couplings):
       shapes[k % 2] = coupling.changed_shape(shapes[k % 2])
     return (*shapes, (input_shape[0][0],)) if self.log_det else type(input_shape)(shapes)
 
-  def compute_mask(self, inputs, previous_mask):
+  def compute_mask(self, inputs: Sequence[Any], previous_mask: Any) -> Any:
     if not all(isinstance(stream, keras.KerasTensor) for stream in inputs):
       return None  # `call` has attached them.
     _, masks = passed_on(self.functions, inputs, previous_mask or [None, None])
     return [*masks, None] if self.log_det else masks
 
-  def get_config(self):
+  def get_config(self) -> dict[str, Any]:
     functions = [keras.saving.serialize_keras_object(function) for function in self.functions]
     return {
       **super().get_config(),
@@ -310,7 +327,7 @@ class ReversibleChain(keras.layers.Layer):
     }
 
   @classmethod
-  def from_config(cls, config):
+  def from_config(cls, config: dict[str, Any]) -> "ReversibleChain":
     pairs = [tuple(map(keras.saving.deserialize_keras_object, pair)) for pair in config.pop("pairs")]
     # Models of version 0.1 name no coupling.
     coupling = [keras.saving.deserialize_keras_object(one) for one in config.pop("coupling", ())] or None

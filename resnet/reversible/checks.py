@@ -105,7 +105,7 @@ def build_layer(layer: keras.layers.Layer, shape: Any, dtype: str) -> Tensors | 
 def build_by_call(layer: keras.layers.Layer, inputs: Tensors, arguments: dict[str, Any]) -> Tensors:
   """Builds a layer for these inputs and arguments unless it is built already. Returns its symbolic outputs."""
 
-  def symbolic(leaf, masked=True):
+  def symbolic(leaf: Any, masked: bool = True) -> Any:
     if not isinstance(leaf, tf.Variable | keras.Variable | tf.Tensor | keras.KerasTensor):
       return leaf
     like = keras.KerasTensor(leaf.shape, keras.backend.standardize_dtype(leaf.dtype))

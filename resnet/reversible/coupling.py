@@ -14,7 +14,7 @@ from resnet.reversible.custom_vjp import Tensors
 
 
 class Coupling(keras.layers.Layer):
-  """y = couple(x, *parts(change)); x = uncouple(y, *parts(change)).
+  """`y = couple(x, *parts(change))`, and `x = uncouple(y, *parts(change))`.
 
   `change` is the output of F or G; x and y are the stream before and after the change. In a chain every
   function has a coupling of its own, made from `get_config`. Variables are made in `build`, by
@@ -24,16 +24,33 @@ class Coupling(keras.layers.Layer):
     exact: whether `couple` only adds to the stream or negates it, so that `uncouple` undoes it to the last bit
       for numbers on a grid.
     invertible: False if there is no `uncouple`. Chains then keep x for the backward pass.
+
+  Raises:
+    NotImplementedError: a chain calls what the coupling does not have.
+
+  Example:
+    >>> @keras.saving.register_keras_serializable("mine")
+    ... class Subtracted(Coupling):
+    ...   exact = True
+    ...
+    ...   def couple(self, x, change):
+    ...     return x - change
+    ...
+    ...   def uncouple(self, y, change):
+    ...     return y + change
+    >>> chain = ReversibleChain([(keras.layers.Dense(4), keras.layers.Dense(4))], coupling=Subtracted())
+    >>> chain([np.ones([3, 4])] * 2)[0].shape
+    TensorShape([3, 4])
   """
 
   exact = False
   invertible = True
 
-  def __init__(self, **kwargs):
+  def __init__(self, **kwargs: Any) -> None:
     super().__init__(**kwargs)
     self.supports_masking = True  # Masks are the chain's.
 
-  def build(self, input_shape):
+  def build(self, input_shape: Any) -> None:
     """Makes the variables. `input_shape` is the shape of the stream."""
 
   def changed_shape(self, shape: tuple) -> tuple:
@@ -44,7 +61,7 @@ class Coupling(keras.layers.Layer):
     """The output of F or G, as tensors of the stream's shape."""
     return (change,)
 
-  def call(self, change):
+  def call(self, change: Tensors) -> tuple[tf.Tensor, ...]:
     return self.parts(change)  # For symbolic tensors, whose shapes are checked.
 
   def couple(self, x: tf.Tensor, *parts: tf.Tensor) -> tf.Tensor:
@@ -56,23 +73,30 @@ class Coupling(keras.layers.Layer):
     raise NotImplementedError(f"{type(self).__name__} has no uncouple(y, *parts)")
 
   def log_det(self, x: tf.Tensor, *parts: tf.Tensor) -> tf.Tensor:
-    """The logarithm of |det dy/dx| of each example, [N]. Only chains with log_det need it."""
+    """The logarithm of `|det dy/dx|` of each example, [N]. Only chains with log_det need it."""
     raise NotImplementedError(f"{type(self).__name__} has no log_det(x, *parts)")
 
 
 @keras.saving.register_keras_serializable("resnet")
 class Additive(Coupling):
-  """y = x + F, x = y - F: the coupling of NICE (Dinh et al. 2014) and of RevNet (Gomez et al. 2017)."""
+  """y = x + F, x = y - F: the coupling of NICE (Dinh et al. 2014) and of RevNet (Gomez et al. 2017).
+
+  Example:
+    >>> chain = ReversibleChain([(keras.layers.Dense(4), keras.layers.Dense(4))], coupling=Additive())
+    >>> y1, y2 = chain([np.ones([3, 4])] * 2)
+    >>> y1.shape
+    TensorShape([3, 4])
+  """
 
   exact = True
 
-  def couple(self, x, change):
+  def couple(self, x: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
     return x + change
 
-  def uncouple(self, y, change):
+  def uncouple(self, y: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
     return y - change
 
-  def log_det(self, x, change):
+  def log_det(self, x: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
     return _sum_of_each(tf.zeros_like(x))
 
 
@@ -84,7 +108,7 @@ class Scaled(Coupling):
   F(x) = 2 x + h^2 f(x), y1 = 2 x2 - x1 + h^2 f(x2) (Chang et al. 2018, "Reversible Architectures for
   Arbitrarily Deep Residual Neural Networks"). 0 < a < 1 in the first coupling, with G the identity, is a
   momentum residual network, whose velocity is x1 (Sander et al. 2021). The inverse multiplies rounding errors
-  by 1 / a in each unit: keep |a| near 1 in deep chains, and look at `reconstruction_error`.
+  by 1 / a in each unit: keep `|a|` near 1 in deep chains, and look at `reconstruction_error`.
 
   Args:
     scale: a, or its initial value if it is trained.
@@ -92,9 +116,15 @@ class Scaled(Coupling):
 
   Raises:
     ValueError: scale is 0.
+
+  Example:
+    >>> functions = [(keras.layers.Dense(4), keras.layers.Dense(4)) for _ in range(3)]
+    >>> leapfrog = ReversibleChain(functions, coupling=Scaled(-1.0))
+    >>> leapfrog([np.ones([3, 4])] * 2)[1].shape
+    TensorShape([3, 4])
   """
 
-  def __init__(self, scale: float, trained: bool = False, **kwargs):
+  def __init__(self, scale: float, trained: bool = False, **kwargs: Any) -> None:
     super().__init__(**kwargs)
     if not scale:
       raise ValueError(f"scale must be a number other than 0, or the coupling has no inverse; got {scale!r}")
@@ -102,24 +132,24 @@ class Scaled(Coupling):
     self.trained = trained
     self.exact = abs(scale) == 1 and not trained
 
-  def build(self, input_shape):
+  def build(self, input_shape: Any) -> None:
     if self.trained:
       start = keras.initializers.Constant(self.scale)
       self.a = self.add_weight(shape=(), initializer=start, name="scale", autocast=False)
 
-  def _a(self, x):
+  def _a(self, x: tf.Tensor) -> tf.Tensor:
     return tf.cast(self.a if self.trained else self.scale, x.dtype)
 
-  def couple(self, x, change):
+  def couple(self, x: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
     return self._a(x) * x + change
 
-  def uncouple(self, y, change):
+  def uncouple(self, y: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
     return (y - change) / self._a(y)
 
-  def log_det(self, x, change):
+  def log_det(self, x: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
     return _sum_of_each(tf.fill(tf.shape(x), tf.math.log(tf.abs(self._a(x)))))
 
-  def get_config(self):
+  def get_config(self) -> dict[str, Any]:
     return {**super().get_config(), "scale": self.scale, "trained": self.trained}
 
 
@@ -132,29 +162,38 @@ class Shortcut(Coupling):
   Args:
     layer: a Keras layer that brings x to the shape of F: pooling, a convolution with a stride.
 
+  Raises:
+    ValueError: in the chain, if the layer's output has not the shape of F's.
+
   Source: He et al. 2016, "Deep Residual Learning for Image Recognition", equation 2.
+
+  Example:
+    >>> Dense = keras.layers.Dense
+    >>> wider = ReversibleChain([(Dense(8), Dense(8))], coupling=(Shortcut(Dense(8)), Shortcut(Dense(8))))
+    >>> wider([np.ones([3, 4])] * 2)[0].shape
+    TensorShape([3, 8])
   """
 
   invertible = False
 
-  def __init__(self, layer: keras.layers.Layer, **kwargs):
+  def __init__(self, layer: keras.layers.Layer, **kwargs: Any) -> None:
     super().__init__(**kwargs)
     self.layer = layer
 
-  def build(self, input_shape):
+  def build(self, input_shape: Any) -> None:
     build_layer(self.layer, input_shape, self.variable_dtype)
 
-  def changed_shape(self, shape):
+  def changed_shape(self, shape: tuple) -> tuple:
     return self.layer.compute_output_shape(shape)
 
-  def couple(self, x, change):
+  def couple(self, x: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
     return tf.cast(self.layer(x), x.dtype) + change
 
-  def get_config(self):
+  def get_config(self) -> dict[str, Any]:
     return {**super().get_config(), "layer": keras.saving.serialize_keras_object(self.layer)}
 
   @classmethod
-  def from_config(cls, config):
+  def from_config(cls, config: dict[str, Any]) -> "Shortcut":
     return cls(keras.saving.deserialize_keras_object(config.pop("layer")), **config)
 
 
@@ -170,31 +209,39 @@ class Affine(Coupling):
 
   Raises:
     ValueError: bound is not positive.
+
+  Example:
+    >>> flow = ReversibleChain(
+    ...   [(keras.layers.Dense(8), keras.layers.Dense(8))], coupling=Affine(bound=2.0), log_det=True
+    ... )
+    >>> y1, y2, log_det = flow([np.ones([3, 4])] * 2)
+    >>> log_det.shape
+    TensorShape([3])
   """
 
-  def __init__(self, bound: float | None = None, **kwargs):
+  def __init__(self, bound: float | None = None, **kwargs: Any) -> None:
     super().__init__(**kwargs)
     if bound is not None and not bound > 0:
       raise ValueError(f"bound must be positive, or None for an s without bounds; got {bound!r}")
     self.bound = bound
 
-  def parts(self, change):
+  def parts(self, change: Tensors) -> tuple[tf.Tensor, ...]:
     if not isinstance(change, list | tuple):
       width = change.shape[-1]
       change = tf.split(change, [width // 2, width - width // 2], axis=-1)
     s, t = change
     return (s if self.bound is None else self.bound * tf.tanh(s / self.bound)), t
 
-  def couple(self, x, s, t):
+  def couple(self, x: tf.Tensor, s: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
     return x * tf.exp(s) + t
 
-  def uncouple(self, y, s, t):
+  def uncouple(self, y: tf.Tensor, s: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
     return (y - t) * tf.exp(-s)
 
-  def log_det(self, x, s, t):
+  def log_det(self, x: tf.Tensor, s: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
     return _sum_of_each(s)
 
-  def get_config(self):
+  def get_config(self) -> dict[str, Any]:
     return {**super().get_config(), "bound": self.bound}
 
 

@@ -47,7 +47,7 @@ def custom_vjp(function: Callable, inputs: Tensors) -> Tensors:
   results = tf.nest.flatten(outputs)
   mark_boundary(results, given)
 
-  def gradients(*d_results):
+  def gradients(*d_results: tf.Tensor) -> list[tf.Tensor | None]:
     d_inputs = tf.nest.flatten(pullback(tf.nest.pack_sequence_as(outputs, d_results)))
     assert len(d_inputs) == len(flat)
     return d_inputs
@@ -108,10 +108,10 @@ def watched(tape: tf.GradientTape, tensors: Tensors) -> Tensors:
   return tensors
 
 
-def _in_graph(results, inputs, gradients):
+def _in_graph(results: list[tf.Tensor], inputs: list[tf.Tensor], gradients: Callable) -> list[tf.Tensor]:
   """`results`, behind an op whose gradient is `gradients`, for who differentiates the graph without a tape."""
 
-  def pullback(*d_outputs):
+  def pullback(*d_outputs: tf.Tensor) -> list[tf.Tensor | None]:
     return [*[None] * len(results), *gradients(*d_outputs[: len(results)])]
 
   graph = tf.compat.v1.get_default_graph()
@@ -125,7 +125,7 @@ def _in_graph(results, inputs, gradients):
   of_graph = weakref.ref(graph)
 
   @tf.RegisterGradient(op_type)
-  def gradient(op, *d_outputs):
+  def gradient(op: tf.Operation | None, *d_outputs: tf.Tensor) -> list[tf.Tensor | None]:
     graph = of_graph()
     if op is not None and op.graph is not graph:  # It is None for a SavedModel's gradients.
       raise NotImplementedError(
@@ -166,7 +166,7 @@ def without_storing(
   link = _link((rebuilt, held))
   others: Any = None  # Not among the outputs: for each of these the backward pass has ops.
 
-  def run(given):
+  def run(given: Tensors) -> tuple[Tensors, Callable]:
     nonlocal others
     outputs, others, residuals = forward(*given)
     if tf.executing_eagerly() and is_watched(tf.nest.flatten(outputs)):  # It was shown nothing that is watched.
@@ -177,7 +177,7 @@ def without_storing(
 
     outputs_held = unlinked(outputs)
 
-    def pullback(d_outputs):
+    def pullback(d_outputs: Tensors) -> Tensors:
       # All captured anew: in control flow TensorFlow shows a tape the first capture of a tensor alone.
       d_given = backward(outputs_held, unlinked(d_outputs), unlinked(given[1]), residuals)
       return _first_order(name, [link, _link(d_outputs)], d_given)
@@ -201,8 +201,8 @@ def _first_order(name: str, links: list[tf.Tensor], gradients: Tensors) -> Tenso
   always comes through here.
   """
 
-  def identity(given):
-    def refuse(_):
+  def identity(given: Tensors) -> tuple[Tensors, Callable]:
+    def refuse(_: Tensors) -> Tensors:
       raise NotImplementedError(
         f"gradients of gradients through {name} are not supported, since it stores no activations; {_ORDINARY}"
       )

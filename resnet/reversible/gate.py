@@ -17,6 +17,14 @@ def ordinary_backprop() -> Iterator[None]:
   """A context in which chains and recomputed layers store activations, as ordinary backpropagation does.
 
   For comparisons of results, time and memory. A `tf.function` keeps the form in which it was traced.
+
+  Example:
+    >>> chain = ReversibleChain([(keras.layers.Dense(4), keras.layers.Dense(4))])
+    >>> streams = [np.ones([3, 4])] * 2
+    >>> with ordinary_backprop():
+    ...   ordinary = chain(streams)
+    >>> np.allclose(ordinary, chain(streams))
+    True
   """
   before = _stored.set(True)
   try:
@@ -54,7 +62,7 @@ def after(done: Tensors, tensors: Tensors) -> Tensors:
 def released_together(streams: Tensors, weights: Tensors) -> tuple[Tensors, Tensors]:
   """Both as they are. In the backward pass the gradients of the streams wait for those of the weights."""
 
-  def pullback(d):
+  def pullback(d: Tensors) -> Tensors:
     d_streams, d_weights = d
     return after(d_weights, d_streams), d_weights
 

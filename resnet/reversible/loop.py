@@ -35,7 +35,7 @@ def run_loop(
   turns, weights, states = turns[first:], weights[first:], states[first:]
   masked = [mask is not None for mask in masks]
 
-  def step(index, carried):
+  def step(index: tf.Tensor, carried: Tensors) -> tuple[Tensors, Entries]:
     streams, present = carried
     masks = [present.get(k) for k in (0, 1)]
     streams, masks, output, taken = run(
@@ -60,13 +60,20 @@ def run_loop(
   return streams, masks, updates, records
 
 
-def undo_loop(turns, streams, d_streams, weights, records, context):
+def undo_loop(
+  turns: list[Turn],
+  streams: Streams,
+  d_streams: Streams,
+  weights: list[list[tf.Tensor]],
+  records: list[Record],
+  context: list[tf.Tensor],
+) -> tuple[Streams, Streams, list[list[tf.Tensor]], list[tf.Tensor | None]]:
   """`undo` for stacked weights, and stacked states and masks in the records; so are the weights' gradients."""
   first = len(weights) - 2  # of the loop
   before = (turns[:first], weights[:first], records[:first])
   turns, weights, records = turns[first:], weights[first:], records[first:]
 
-  def step(index, carried):
+  def step(index: tf.Tensor, carried: Tensors) -> tuple[Tensors, Entries]:
     streams, d_streams, d_context = carried
     unit = [Record(_entry(record.state, index), _entry(record.mask, index)) for record in records]
     streams, d_streams, d_weights, d_here = undo(
@@ -77,8 +84,8 @@ def undo_loop(turns, streams, d_streams, weights, records, context):
   last_to_first = range(len(turns) // 2)[::-1]
   carried = (list(streams), list(d_streams), [tf.zeros_like(tensor) for tensor in context])
   like = {key: (stacked.dtype, stacked.shape[1:]) for key, stacked in _entries(weights).items()}
-  (streams, d_streams, d_context), d_weights = _loop(step, carried, like, last_to_first)
-  in_loop = [[d_weights[k, i] for i in range(len(weights[k]))] for k in (0, 1)]
+  (streams, d_streams, d_context), in_units = _loop(step, carried, like, last_to_first)
+  in_loop = [[in_units[k, i] for i in range(len(weights[k]))] for k in (0, 1)]
   streams, d_streams = after((in_loop, d_context), (streams, d_streams))
   turns, weights, records = before
   streams, d_streams, d_weights, d_here = undo(turns, streams, d_streams, weights, records, context)
@@ -146,7 +153,7 @@ def _loop(step: Callable, carried: Tensors, like: dict[Any, tuple], indices: ran
   """
   written: set = set()
 
-  def body(index, carried, arrays):
+  def body(index: tf.Tensor, carried: Tensors, arrays: dict[Any, tf.TensorArray]) -> tuple:
     carried, output = step(index, carried)
     written.update(output)
     arrays = {key: array.write(index, output[key]) if key in output else array for key, array in arrays.items()}
@@ -195,14 +202,14 @@ def _configuration(layer: keras.layers.Layer) -> Any:
   config = keras.saving.serialize_keras_object(layer)
   names: dict[str, int] = {}  # of all layers within, by which a functional model connects them
 
-  def find_names(config):
+  def find_names(config: Any) -> None:
     for key, value in config.items() if isinstance(config, dict) else enumerate(config):
       if key == "name" and isinstance(value, str):
         names.setdefault(value, len(names))
       elif isinstance(value, dict | list | tuple):
         find_names(value)
 
-  def anonymous(config):
+  def anonymous(config: Any) -> Any:
     if isinstance(config, dict):
       return {key: anonymous(value) for key, value in config.items() if key not in ("seed", "build_config")}
     if isinstance(config, list | tuple):

@@ -7,6 +7,7 @@ import multiprocessing
 import pathlib
 import resource
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -26,6 +27,13 @@ class MemoryReport:
     ordinary: of the model, every activation stored.
     weights: the model's variables, which take their memory either way.
     measure: in words, how the first two were measured.
+
+  Example:
+    >>> print(MemoryReport(reversible=120_000_000, ordinary=924_000_000, weights=7_000_000, measure="by hand"))
+    training step, by hand:
+      reversible      120.0 MB
+      ordinary        924.0 MB
+      weights           7.0 MB, in neither
   """
 
   reversible: int
@@ -45,8 +53,6 @@ class MemoryReport:
 def memory_report(model: keras.layers.Layer, inputs: Tensors, **arguments: Any) -> MemoryReport:
   """The memory that a training step of `model` takes, as it is and by ordinary backpropagation.
 
-      print(memory_report(model, images))
-
   The step is `model(inputs, training=True, **arguments)`, the mean square of the outputs, and its gradients for
   all weights, without an optimizer. The model is left as it is.
 
@@ -65,6 +71,10 @@ def memory_report(model: keras.layers.Layer, inputs: Tensors, **arguments: Any) 
 
   Raises:
     ValueError: nothing in the model is trained; the batch is too small; another process cannot load the model.
+
+  Example:
+    >>> if __name__ == "__main__":  # It starts processes.
+    ...   print(memory_report(model, images))
   """
   batch = tf.nest.flatten(inputs)[0].shape[0]
   if batch < 2:
@@ -87,7 +97,9 @@ def memory_report(model: keras.layers.Layer, inputs: Tensors, **arguments: Any) 
   return MemoryReport(found[0], found[1], weights, measure)
 
 
-def _peak_on_gpu(device, model, inputs, arguments, ordinary):
+def _peak_on_gpu(
+  device: str, model: keras.layers.Layer, inputs: Tensors, arguments: dict[str, Any], ordinary: bool
+) -> int:
   step = _traced(model, inputs, arguments, ordinary)
   step(inputs, arguments)  # Work that is done only once, such as choosing algorithms, may take more.
   name = device.removeprefix("/device:")
@@ -97,7 +109,7 @@ def _peak_on_gpu(device, model, inputs, arguments, ordinary):
   return tf.config.experimental.get_memory_info(name)["peak"] - before
 
 
-def _in_a_process(model, inputs, arguments, ordinary):
+def _in_a_process(model: keras.layers.Layer, inputs: Tensors, arguments: dict[str, Any], ordinary: bool) -> int:
   context = multiprocessing.get_context("spawn")
   with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
     try:
@@ -109,17 +121,19 @@ def _in_a_process(model, inputs, arguments, ordinary):
       ) from error
 
 
-def _resident_growth(model, inputs, arguments, ordinary):
+def _resident_growth(
+  model: keras.layers.Layer, inputs: Tensors, arguments: dict[str, Any], ordinary: bool
+) -> int:
   """By how many bytes the whole batch raises the peak of this process, after a step of one example."""
   batch = tf.nest.flatten(inputs)[0].shape[0]
 
-  def one(x):
+  def one(x: Any) -> Any:
     return x[:1] if getattr(x, "shape", ()) and x.shape[0] == batch else x
 
   peaks = []
   for part in (tf.nest.map_structure(one, (inputs, arguments)), (inputs, arguments)):
     part = tf.nest.map_structure(lambda x: tf.convert_to_tensor(x) if hasattr(x, "shape") else x, part)
-    step = _traced(model, *part, ordinary)
+    step = _traced(model, part[0], part[1], ordinary)
     for _ in range(2):
       step(*part)
     peaks.append(_peak())
@@ -134,11 +148,11 @@ def _peak() -> int:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _traced(model, inputs, arguments, ordinary):
+def _traced(model: keras.layers.Layer, inputs: Tensors, arguments: dict[str, Any], ordinary: bool) -> Callable:
   """The step as a graph: a function of the inputs and the arguments."""
 
   @tf.function(autograph=False)
-  def step(inputs, arguments):
+  def step(inputs: Tensors, arguments: dict[str, Any]) -> list[tf.Tensor]:
     with tf.GradientTape() as tape:
       outputs = tf.nest.flatten(model(inputs, training=True, **arguments))
       loss = tf.add_n([tf.cast(tf.reduce_mean(tf.square(y)), tf.float32) for y in outputs])

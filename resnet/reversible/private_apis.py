@@ -4,8 +4,9 @@ import contextlib
 import functools
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -116,9 +117,9 @@ def inlined_functions() -> Iterator[None]:
     _inlined.reset(before)
 
 
-def _inlining(call):
+def _inlining(call: Callable) -> Callable:
   @functools.wraps(call)
-  def call_or_inline(self, *args, **kwargs):
+  def call_or_inline(self: Any, *args: Any, **kwargs: Any) -> Any:
     function = self._python_function
     if not _inlined.get() or getattr(function, "__module__", "").startswith("tensorflow."):
       return call(self, *args, **kwargs)

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from resnet.reversible.custom_vjp import without_storing
+from resnet.reversible.custom_vjp import Tensors, without_storing
 from resnet.reversible.gate import after, released_together
 from resnet.reversible.loop import run_loop, stack, undo_loop, unstack
 from resnet.reversible.masks import Mask
 from resnet.reversible.plain import Streams
-from resnet.reversible.turn import Turn
+from resnet.reversible.turn import Record, Turn
 from resnet.reversible.unrolled import Updates, run, undo
 
 
@@ -54,11 +54,19 @@ def run_rebuilding(
 
 
 def _rebuilt(
-  name: str, run: Callable, undo: Callable, turns, streams, masks, weights, states, context
+  name: str,
+  run: Callable,
+  undo: Callable,
+  turns: list[Turn],
+  streams: Streams,
+  masks: list[Mask],
+  weights: list[list[tf.Tensor]],
+  states: list[list[tf.Tensor]],
+  context: list[tf.Tensor],
 ) -> tuple[Streams, list[Mask], Updates]:
   """Forward by `run`, backward by `undo`: ((y1, y2), their masks, new values of changed variables)."""
 
-  def forward(streams, held):
+  def forward(streams: Streams, held: Tensors) -> tuple[Streams, tuple[list[Mask], Updates], list[Record]]:
     weights, context = held
     outputs, masks_after, updates, records = run(turns, streams, masks, weights, states, context)
     if any(turn.keeps_outputs for turn in turns) and not any(record.kept.has_outputs for record in records):
@@ -68,7 +76,9 @@ def _rebuilt(
       )
     return outputs, (masks_after, updates), records
 
-  def backward(outputs, d_outputs, held, records):
+  def backward(
+    outputs: Streams, d_outputs: Streams, held: Tensors, records: list[Record]
+  ) -> tuple[Streams, Tensors]:
     weights, context = held
     # Here, so that nothing is rebuilt before the gradients of the outputs are there.
     streams = after(d_outputs, outputs)

@@ -1,6 +1,7 @@
 """Running a layer a second time, in the backward pass, where it cannot be undone: only its inputs are kept."""
 
 from collections.abc import Collection
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -11,15 +12,12 @@ from resnet.reversible.custom_vjp import Tensors, watched, without_storing
 from resnet.reversible.gate import activations_are_stored, after
 from resnet.reversible.masks import with_mask
 from resnet.reversible.private_apis import keras_mask
-from resnet.reversible.stateless import STATISTICS, StatelessLayers, gated, require_kinds
+from resnet.reversible.stateless import STATISTICS, Kept, StatelessLayers, gated, require_kinds
 
 
 @keras.saving.register_keras_serializable("resnet")
 class Recompute(keras.layers.Layer):
   """A layer of any kind that the backward pass runs again: only its inputs are kept.
-
-      block = Recompute(keras.Sequential([Conv2D(64, 3), BatchNormalization(), ReLU(), Dropout(0.1)]))
-      y = block(x, training=True)
 
   Unlike with `tf.recompute_grad` and `keras.remat`, the layer's statistics move once a step, not twice; dropout
   drops the same units in the second run; that run waits until its gradients are wanted; and the result is a
@@ -40,9 +38,15 @@ class Recompute(keras.layers.Layer):
       gradients would be lost, see docs/reversible.md.
 
   Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
+
+  Example:
+    >>> layers = keras.layers
+    >>> block = Recompute(keras.Sequential([layers.Conv2D(6, 3), layers.BatchNormalization(), layers.ReLU()]))
+    >>> block(np.ones([1, 8, 8, 3]), training=True).shape
+    TensorShape([1, 6, 6, 6])
   """
 
-  def __init__(self, layer: keras.layers.Layer, keep: Collection[str] = (STATISTICS,), **kwargs):
+  def __init__(self, layer: keras.layers.Layer, keep: Collection[str] = (STATISTICS,), **kwargs: Any) -> None:
     super().__init__(autocast=False, **kwargs)
     self.dtype_policy = keras.DTypePolicy(self.variable_dtype)  # Variables are read as they are.
     _require_layer(layer)
@@ -56,30 +60,30 @@ class Recompute(keras.layers.Layer):
     """The names of the arguments that the layer takes."""
     return call_arguments(self.layer)
 
-  def build(self, input_shape):
+  def build(self, input_shape: Any) -> None:
     build_layer(self.layer, input_shape, self.variable_dtype)
 
-  def call(self, inputs, training=False, **kwargs):
+  def call(self, inputs: Tensors, training: bool = False, **kwargs: Any) -> Tensors:
     if not self.layer.built:  # It takes more than its inputs, whose shapes are known only now.
       build_by_call(self.layer, inputs, kwargs)
     return recompute(self.layer, inputs, training, self.keep, **kwargs)
 
-  def compute_output_spec(self, inputs, training=False, **kwargs):
+  def compute_output_spec(self, inputs: Tensors, training: bool = False, **kwargs: Any) -> Tensors:
     Call(training, kwargs).require_taken(self.name, self.call_arguments)
     return build_by_call(self.layer, inputs, kwargs)
 
-  def compute_output_shape(self, input_shape):
+  def compute_output_shape(self, input_shape: Any) -> Any:
     return self.layer.compute_output_shape(input_shape)
 
-  def compute_mask(self, inputs, previous_mask):
+  def compute_mask(self, inputs: Tensors, previous_mask: Any) -> Any:
     return self.layer.compute_mask(inputs, previous_mask)
 
-  def get_config(self):
+  def get_config(self) -> dict[str, Any]:
     layer = keras.saving.serialize_keras_object(self.layer)
     return {**super().get_config(), "layer": layer, "keep": list(self.keep)}
 
   @classmethod
-  def from_config(cls, config):
+  def from_config(cls, config: dict[str, Any]) -> "Recompute":
     return cls(keras.saving.deserialize_keras_object(config.pop("layer")), **config)
 
 
@@ -88,7 +92,7 @@ def recompute(
   inputs: Tensors,
   training: bool = False,
   keep: Collection[str] = (STATISTICS,),
-  **kwargs,
+  **kwargs: Any,
 ) -> Tensors:
   """`layer(inputs, training=training, **kwargs)`, without storing activations: see `Recompute`.
 
@@ -99,6 +103,15 @@ def recompute(
 
   Returns:
     What the layer returns. Gradients go through float tensors.
+
+  Raises:
+    NotImplementedError, ValueError: as `Recompute`.
+
+  Example:
+    >>> layer = keras.layers.Dense(4)
+    >>> layer.build([None, 3])
+    >>> recompute(layer, np.ones([2, 3])).shape
+    TensorShape([2, 4])
   """
   require_kinds(keep)
   _require_layer(layer)
@@ -112,20 +125,20 @@ def recompute(
   state = stateless.state()
   structure = None
 
-  def call_layer(inputs, context):
+  def call_layer(inputs: list[tf.Tensor], context: list[tf.Tensor]) -> list[tf.Tensor]:
     nonlocal structure
     outputs = layer(given.filled_in(inputs)["inputs"], **call.arguments_of(layer, context))
     structure = outputs
     return _floats(outputs)
 
-  def forward(_, held):
+  def forward(_: Tensors, held: Tensors) -> tuple[Tensors, Tensors, Kept]:
     weights, inputs, context = held
     outputs, updates, kept = stateless.run(
       call_layer, weights, state, inputs, context, key=(given.key, call.key)
     )
     return outputs, (structure, updates), kept
 
-  def backward(_, d_outputs, held, kept):
+  def backward(_: Tensors, d_outputs: Tensors, held: Tensors, kept: Kept) -> tuple[Tensors, Tensors]:
     weights, inputs, context = held
     inputs, kept = after(d_outputs, inputs), gated(kept, d_outputs)
     with tf.GradientTape(watch_accessed_variables=False) as tape:

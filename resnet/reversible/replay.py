@@ -39,27 +39,14 @@ def replayed(
   """Computes a part of a layer from what the first run kept of it, if this is the layer's second run.
 
   To be called in the `call` of a layer that may stand in a `ReversibleChain` or a `Recompute`, which run it
-  once forward and once more in the backward pass:
-
-      def call(self, x):
-        y, scale = replayed(self, self._scaled, self._scaled_again, x)
-        return y
-
-      def _scaled(self, x):
-        scale = tf.linalg.norm(x)  # takes long, and is small
-        return x * scale, scale
-
-      def _scaled_again(self, scale, x):
-        def gradient(dy):
-          return dy * scale + tf.reduce_sum(dy * x) * x / scale
-        return x * scale, gradient
+  once forward and once more in the backward pass.
 
   Args:
     layer: that calls this, named in errors.
     first: inputs -> (y, kept), in TensorFlow's differentiable operations. `kept` is held until the backward
       pass: a tensor or a structure of them, small beside an activation. State that the layer changes is best
       changed here.
-    again: (kept, *inputs) -> (y, its gradient function), as `tf.custom_gradient` wants it. It may round
+    again: `(kept, *inputs)` -> (y, its gradient function), as `tf.custom_gradient` wants it. It may round
       otherwise than `first`.
     *inputs: tensors or variables that a gradient is wanted for.
 
@@ -71,6 +58,24 @@ def replayed(
 
   Raises:
     ValueError: a function's second run makes other calls than its first one did.
+
+  Example:
+    >>> class Scaled(keras.layers.Layer):
+    ...   def call(self, x):
+    ...     y, scale = replayed(self, self._scaled, self._scaled_again, x)
+    ...     return y
+    ...
+    ...   def _scaled(self, x):
+    ...     scale = tf.linalg.norm(x)  # takes long, and is small
+    ...     return x * scale, scale
+    ...
+    ...   def _scaled_again(self, scale, x):
+    ...     def gradient(dy):
+    ...       return dy * scale + tf.reduce_sum(dy * x) * x / scale
+    ...
+    ...     return x * scale, gradient
+    >>> Recompute(Scaled())(np.ones([2, 3])).shape
+    TensorShape([2, 3])
   """
   run = current_run.get()
   if run is None or STATISTICS not in run.kinds:
@@ -104,6 +109,21 @@ def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False)
     The layer's output, one tensor.
 
   Keras' masks that x and the output carry are carried in both runs.
+
+  Raises:
+    ValueError: a function's second run makes other calls than its first one did.
+
+  Example:
+    >>> class Block(keras.layers.Layer):
+    ...   def build(self, input_shape):
+    ...     self.convolution = keras.layers.Conv2D(4, 3, padding="same")
+    ...     self.convolution.build(input_shape)
+    ...
+    ...   def call(self, x, training=False):
+    ...     return keras.ops.relu(keep_output(self.convolution, x, training))
+    >>> chain = ReversibleChain([(Block(), Block())], kept_outputs=1)
+    >>> chain([np.ones([1, 8, 8, 4])] * 2, training=True)[0].shape
+    TensorShape([1, 8, 8, 4])
   """
   run = current_run.get()
   if run is None or ACTIVATIONS not in run.kinds:
@@ -122,12 +142,14 @@ def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False)
     run.kept.entries.append(Entry(layer.name, y.shape, kept, inner.kept, (mask, keras_mask(y))))
     return y
   entry = run.next(layer.name)
+  kept_within = entry.inner
+  assert kept_within is not None  # As `keep_output` made the entry.
   y, state, new_state = entry.tensors
   for variable, value in zip(stateless.variables, new_state):
     variable.assign(value)  # For layers that share it. The variable itself does not change in a second run.
 
-  def output(given):
-    def pullback(dy):
+  def output(given: Tensors) -> tuple[tf.Tensor, Callable]:
+    def pullback(dy: tf.Tensor) -> Tensors:
       late, late_state = after(dy, (given, state))
       with tf.GradientTape(watch_accessed_variables=False) as tape:
         x, weights = late = watched(tape, late)
@@ -136,7 +158,7 @@ def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False)
           weights,
           late_state,
           x,
-          kept=gated(entry.inner, dy),
+          kept=gated(kept_within, dy),
         )
       return tape.gradient(again, late, dy)
 
@@ -145,11 +167,11 @@ def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False)
   return with_mask(custom_vjp(output, (x, weights)), entry.masks[1])
 
 
-def _as_list(result):
+def _as_list(result: tuple[Tensors, Callable]) -> tuple[Tensors, Callable]:
   """(y, its gradient function, which may give a single gradient) as `custom_vjp` takes it."""
   y, gradient = result
 
-  def pullback(dy):
+  def pullback(dy: Tensors) -> list[tf.Tensor | None]:
     d_inputs = gradient(dy)
     return [*d_inputs] if isinstance(d_inputs, list | tuple) else [d_inputs]
 

@@ -144,7 +144,7 @@ class StatelessLayers:
     """
     if kept is None and key is not None:
 
-      def first_run(weights, inputs, state):
+      def first_run(weights: list[tf.Tensor], inputs: Tensors, state: list[tf.Tensor]) -> Tensors:
         return self._run(call, weights, state, inputs, None)[0]
 
       require_repeatable(self._name, first_run, weights, list(inputs), state, self._owner, (key, self._keep))
@@ -158,7 +158,14 @@ class StatelessLayers:
         )
     return outputs, updates, kept
 
-  def _run(self, call, weights, state, inputs, kept):
+  def _run(
+    self,
+    call: Callable,
+    weights: list[tf.Tensor],
+    state: list[tf.Tensor],
+    inputs: Sequence[Tensors],
+    kept: Kept | None,
+  ) -> tuple[Tensors, dict[int, tf.Tensor], Kept]:
     given = {id(variable): weight for variable, weight in zip(self._trained, weights, strict=True)}
     run = Run(self._keep, given, Kept()) if kept is None else Run(self._keep, given, kept, asked=0)
     with (
@@ -213,7 +220,7 @@ class _Scope(keras.StatelessScope):
     super().__init__(values, collect_losses=True)
     self._weights = weights
 
-  def add_update(self, update):
+  def add_update(self, update: tuple[keras.Variable, tf.Tensor]) -> None:
     variable, value = update
     if id(variable) in self._weights:
       assigned = tf.stop_gradient(value)

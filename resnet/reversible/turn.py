@@ -1,7 +1,7 @@
 """One function's turn in a chain, forward and back, whatever the function and the coupling are."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import keras
 import tensorflow as tf
@@ -92,7 +92,7 @@ class Turn:
     before, mask = streams[self._target], masks[self._source]
     of_change = None
 
-    def call(target, source, context):
+    def call(target: tf.Tensor, source: tf.Tensor, context: list[tf.Tensor]) -> list[tf.Tensor]:
       nonlocal of_change
       parts, of_change = self._change(target, source, context, mask)
       shape = self._coupling.changed_shape(tuple(target.shape))
@@ -110,7 +110,14 @@ class Turn:
     masks[self._target] = mask_of_sum([masks[self._target], of_change])
     return streams, masks, updates, Record(state, mask, kept, unlinked(before) if self._keeps_stream else None)
 
-  def rebuild(self, streams: Streams, weights, record: Record, context, inverts: bool = False) -> Streams:
+  def rebuild(
+    self,
+    streams: Streams,
+    weights: list[tf.Tensor],
+    record: Record,
+    context: list[tf.Tensor],
+    inverts: bool = False,
+  ) -> Streams:
     """The streams before the turn, from those after it; with `inverts` by nothing but the inverse."""
     streams = list(streams)
     if record.before is None or inverts:
@@ -121,7 +128,12 @@ class Turn:
     return streams
 
   def undo(
-    self, streams: Streams, d_streams: Streams, weights, record: Record, context
+    self,
+    streams: Streams,
+    d_streams: Streams,
+    weights: list[tf.Tensor],
+    record: Record,
+    context: list[tf.Tensor],
   ) -> tuple[Streams, Streams, list[tf.Tensor], list[tf.Tensor | None]]:
     """Backward: (streams before the turn, gradients of these, of the weights, of context).
 
@@ -142,7 +154,7 @@ class Turn:
           before = self._uncouple(streams, weights, record.state, parts)
       before = watched(tape, before)
 
-      def couple(x, *parts):
+      def couple(x: tf.Tensor, *parts: tf.Tensor) -> list[tf.Tensor]:
         return coupled(self._coupling, x, parts, self._grid_bits, log_det=len(streams) > 2)
 
       outputs, *_ = self._stateless.run(couple, weights, record.state, before, *parts)
@@ -159,18 +171,33 @@ class Turn:
     ]
     return streams, d_streams, d_weights, [d if d is None else tf.convert_to_tensor(d) for d in d_context]
 
-  def _change(self, target, source, context, mask):
+  def _change(
+    self, target: tf.Tensor, source: tf.Tensor, context: list[tf.Tensor], mask: Mask
+  ) -> tuple[Sequence[tf.Tensor], Mask]:
     arguments = self._call.arguments_of(self._layer, context)
     return change_of(self._k, self._layer, self._coupling, target, source, mask, arguments, self._grid_bits)
 
-  def _parts(self, streams, weights, record, context, kept):
+  def _parts(
+    self,
+    streams: Streams,
+    weights: list[tf.Tensor],
+    record: Record,
+    context: list[tf.Tensor],
+    kept: Kept | None,
+  ) -> Sequence[tf.Tensor]:
     """The second run of the function: the parts for the coupling."""
 
-    def call(source, context):
+    def call(source: tf.Tensor, context: list[tf.Tensor]) -> Sequence[tf.Tensor]:
       return self._change(streams[self._target], source, context, record.mask)[0]
 
     return self._stateless.run(call, weights, record.state, streams[self._source], context, kept=kept)[0]
 
-  def _uncouple(self, streams, weights, state, parts):
+  def _uncouple(
+    self,
+    streams: Streams,
+    weights: list[tf.Tensor],
+    state: list[tf.Tensor],
+    parts: Sequence[tf.Tensor],
+  ) -> tf.Tensor:
     uncouple, y = self._coupling.uncouple, streams[self._target]
     return self._stateless.run(uncouple, weights, state, y, *parts)[0]

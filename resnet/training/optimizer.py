@@ -27,6 +27,10 @@ class Momentum(keras.optimizers.Optimizer):
       2018, "Mixed Precision Training"). Each replica has a scale of its own. A step that overflows on any
       replica is counted, but skipped: it changes no weight, and `skipped()` is true after it.
       `keras.optimizers.LossScaleOptimizer` looks at the gradients of the first replica alone.
+
+  Example:
+    >>> model = get_model(get_config("revnet-38"))
+    >>> model.compile(Momentum(0.1, momentum=0.9), "sparse_categorical_crossentropy")
   """
 
   def __init__(
@@ -61,6 +65,7 @@ class Momentum(keras.optimizers.Optimizer):
     super().apply(grads, trainable_variables)
 
   def _adapt_loss_scale(self, gradients):
+    assert self.loss_scale is not None
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
     steps = tf.where(finite, self.finite_steps + 1, 0.0)
     doubles = tf.equal(steps, STEPS_TO_DOUBLE)

@@ -23,6 +23,12 @@ def loss_and_gradients(
     The mean cross entropy, a scalar, and the gradients of the cross entropy plus weight decay in the
     order of `model.trainable_variables`. Weight decay adds wd * w for the variables with a
     regularizer, the kernels of the convolutions and the classifier. It is not part of the loss.
+
+  Example:
+    >>> model = get_model(get_config("revnet-38"))
+    >>> loss, gradients = loss_and_gradients(model, np.zeros([2, 32, 32, 3], "float32"), np.array([3, 7]))
+    >>> len(gradients) == len(model.trainable_variables)
+    True
   """
   with tf.GradientTape() as tape:
     logits = model(images, training=True)

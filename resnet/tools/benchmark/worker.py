@@ -19,7 +19,8 @@ import tensorflow as tf
 
 from resnet.configs import get_config
 from resnet.configs.config import Config
-from resnet.models import ReversibleChain, RevNet, get_model, recompute
+from resnet.models import RevNet, get_model
+from resnet.reversible import ReversibleChain, recompute
 from resnet.tools.benchmark.report import Case
 from resnet.training.optimizer import make_optimizer
 from resnet.training.strategy import make_strategy
