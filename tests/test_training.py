@@ -222,6 +222,8 @@ def test_ctrl_c_saves_and_says_how_to_continue(tmp_path, capsys):
   class Interrupting:
     """Training data during whose third batch Ctrl-C is pressed."""
 
+    preprocessing = get_dataset(CONFIG, "", "train").preprocessing
+
     def training_batches(self, *args):
       def interrupt(step, batch):
         if step == 2:

@@ -129,7 +129,7 @@ class BatchNorm(keras.layers.Layer):
 
 
 class Part(keras.layers.Layer):
-  """A layer of layers. One that is loaded is frozen throughout if it was `trainable = False` when it was saved."""
+  """A layer of layers. If it was `trainable = False` when it was saved, what is loaded is frozen throughout."""
 
   @classmethod
   def from_config(cls, config):

@@ -103,8 +103,8 @@ class RevNet(ResNet):
 class RevNetUnit(Part):
   """F and G of a unit, and how they change the streams: y1 = skip(x1) + F(x2), y2 = skip(x2) + G(y1).
 
-  The skip paths are identities but in units that change the streams' shape, the first of most stages. In a RevNet
-  the chains run F and G; a unit that is called by itself, with (x1, x2), stores its activations as any layer does.
+  The skip paths are identities but in units that change the streams' shape, the first of most stages. In a
+  RevNet the chains run F and G. A unit that is called by itself, with (x1, x2), stores its activations.
 
   Attributes:
     f, g: the functions.
