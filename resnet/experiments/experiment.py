@@ -70,17 +70,12 @@ class Experiment:
       )
 
   @property
-  def class_names_file(self) -> pathlib.Path:
-    """{folder}/class_names.txt: a name a line, in the order of the network's outputs. It need not be there."""
-    return self.folder / "class_names.txt"
-
-  @property
   def mean_image_file(self) -> pathlib.Path:
     """{folder}/mean_image.npy: [height, width, 3] float, of the training images. ImageNet has none."""
     return self.folder / "mean_image.npy"
 
-  def create(self, config: Config, mean_image: np.ndarray | None = None) -> None:
-    """Makes `folder`, with `config` and the mean image in it. Call it while holding the folder's lock.
+  def create(self, config: Config) -> None:
+    """Makes `folder`, with `config` in it. Call it while holding the folder's lock.
 
     Raises:
       UserError: the experiment has checkpoints already, or the folder cannot be written to.
@@ -89,8 +84,15 @@ class Experiment:
     with _write_errors(self.folder):
       self.folder.mkdir(parents=True, exist_ok=True)
       save_config(config, self.config_file)
-      if mean_image is not None:
-        np.save(self.mean_image_file, mean_image)
+
+  def save_mean_image(self, mean_image: np.ndarray) -> None:
+    """Writes `mean_image_file`.
+
+    Raises:
+      UserError: the folder cannot be written to.
+    """
+    with _write_errors(self.folder):
+      np.save(self.mean_image_file, mean_image.astype(np.float32))
 
   def make_logs_folder(self) -> None:
     """Makes `logs_folder`.

@@ -1,4 +1,4 @@
-"""Trained networks in use: their weights in one call, as classifiers of pictures, as SavedModels and for TFLite."""
+"""Trained networks in use: weights in one call, classifiers of pictures, SavedModels, TFLite."""
 
 from resnet.trained.classifier import Classifier
 from resnet.trained.loading import load_classifier, pretrained_model

@@ -19,6 +19,8 @@ from resnet.trained.classifier import Classifier
 from resnet.training.checkpoint import Checkpoints
 from resnet.utils.errors import UserError
 
+CLASS_NAMES_FILE = "class_names.txt"  # in an experiment's folder: a name a line, in the order of the outputs
+
 
 def pretrained_model(
   source: str | os.PathLike, config: Config | None = None, include_top: bool = True, step: int | None = None
@@ -29,8 +31,8 @@ def pretrained_model(
       network = pretrained_model("revnet-104.tar.gz", get_config("revnet-104"))
 
   Args:
-    source: an experiment's folder; or, with `config`, a checkpoint of the original code: its prefix, its folder,
-      or a .tar.gz of it.
+    source: an experiment's folder; or, with `config`, a checkpoint of the original code: its prefix, its
+      folder, or a .tar.gz of it.
     config: of the original's network; None for an experiment, which has its own.
     include_top: see `resnet.models.get_model`.
     step: of the experiment's checkpoint; None for the newest.
@@ -68,12 +70,14 @@ def load_classifier(
     data_dir: see `preprocessing_of`.
 
   Raises:
-    UserError: as `pretrained_model`; or the mean of the training images is neither in the experiment's folder nor in
-      data_dir.
+    UserError: as `pretrained_model`; or the mean of the training images is neither in the experiment's folder
+      nor to be had from data_dir.
   """
   model = pretrained_model(source, config, step=step)
   folder = pathlib.Path(source) if config is None else None
-  return Classifier(model, preprocessing_of(model.config, folder, data_dir), class_names_of(model.config, folder))
+  return Classifier(
+    model, preprocessing_of(model.config, folder, data_dir), class_names_of(model.config, folder)
+  )
 
 
 def preprocessing_of(
@@ -112,13 +116,13 @@ def class_names_of(config: Config, folder: pathlib.Path | None) -> list[str]:
   Raises:
     UserError: the file has not a name for each class.
   """
-  file = None if folder is None else _experiment_in(folder).class_names_file
+  file = None if folder is None else folder / CLASS_NAMES_FILE
   if file is None or not file.exists():
     return known_class_names(config)
   try:
-    names = file.read_text(encoding="utf-8").splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"cannot read {file}: {error}") from error
+    names = file.read_text(encoding="utf-8", errors="replace").splitlines()
+  except OSError as error:
+    raise UserError(f"cannot read {file}: {error.strerror}") from error
   if len(names) != config.num_classes:
     raise UserError(f"{file} must have {config.num_classes} lines, a name for each class, got {len(names)}")
   return names

@@ -5,6 +5,7 @@ The models take pixels [N, height, width, 3] in 0..255, at the network's size, a
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -35,7 +36,9 @@ def convert(classifier: Classifier, train_data: Dataset | None = None) -> bytes:
 
 def accuracy(model: bytes, data: Dataset) -> tuple[float, int]:
   """(the share of `data`'s examples that a TFLite model classifies rightly, in [0, 1]; their number)."""
-  interpreter = tf.lite.Interpreter(model_content=model, num_threads=os.cpu_count())
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)  # That it will be in a package of its own.
+    interpreter = tf.lite.Interpreter(model_content=model, num_threads=os.cpu_count())
   (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
   hits = examples = 0
   for images, labels in data.evaluation_batches():

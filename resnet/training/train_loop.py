@@ -95,7 +95,9 @@ def train(
       checkpoints.restore()
     elif chief:
       experiment.make_logs_folder()
-      experiment.create(config, train_data.preprocessing.mean_image)
+      experiment.create(config)
+      if train_data.preprocessing.mean_image is not None:
+        experiment.save_mean_image(train_data.preprocessing.mean_image)
     start = int(optimizer.iterations.numpy())
     logger = ExperimentLogger(experiment.logs_folder if chief else None, start)
     stop = config.max_train_iter if max_num_steps < 0 else min(config.max_train_iter, start + max_num_steps)
