@@ -28,7 +28,6 @@ class ResNet(keras.Model):
   Call arguments:
     images: of the configuration's size, or of another that all strides divide.
     training: whether batch normalisation uses the batch's statistics, and moves its own.
-    features: return what `features` does.
   """
 
   def __init__(self, config: Config | dict, include_top: bool = True, **kwargs):
@@ -102,6 +101,8 @@ class ResNet(keras.Model):
       (both streams of a RevNet, one after the other); "final": the last one after batch normalisation and ReLU,
       which the classifier averages. All are float32, or float64 with dtype float64.
     """
+    if isinstance(images, keras.KerasTensor):
+      return StageOutputs(self)(images, training=training)
     return self(images, training=training, features=True)
 
   def _run_stages(self, images, training, outputs):
@@ -134,6 +135,30 @@ class ResNet(keras.Model):
     for layer in model.layers:
       layer.trainable = layer.name not in frozen
     return model
+
+
+@keras.saving.register_keras_serializable("resnet")
+class StageOutputs(keras.layers.Layer):
+  """`network.features` as a layer of a functional model, whose layers must give as many tensors in every call.
+
+  The model may have the network itself, too, or several of these of one network.
+  """
+
+  def __init__(self, network: ResNet, **kwargs):
+    super().__init__(autocast=False, **kwargs)
+    self.network = network
+
+  def call(self, images, training=False):
+    return self.network.features(images, training)
+
+  def get_config(self):
+    # By this Keras knows what is in a model twice. It notes it by itself, but here not on the first of them.
+    network = {**keras.saving.serialize_keras_object(self.network), "shared_object_id": id(self.network)}
+    return {**super().get_config(), "network": network}
+
+  @classmethod
+  def from_config(cls, config):
+    return cls(keras.saving.deserialize_keras_object(config.pop("network")), **config)
 
 
 def _config_of(config: Config | dict) -> Config:
