@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from imagenet_helpers import classic_example, cmyk_jpeg, jpeg, picture, small_co
 from resnet.configs import get_config
 from resnet.data import get_dataset
 from resnet.data.class_names import known_class_names
+from resnet.data.digits import load_digits
 from resnet.data.preprocessing import Preprocessing
 from resnet.experiments.experiment import Experiment
 from resnet.tools import classify
@@ -32,23 +34,36 @@ TINY = {"num_residual_units": (1, 1), "filters": (4, 4, 8), "strides": (1, 2), "
 COUNT = 520  # of the ImageNet records; 500 of the digits
 
 
-def experiment_of(folder, name, **fields):
-  """An experiment of a tiny network, its checkpoint and what else a training writes."""
-  model = make_model(name, **TINY, **fields)
-  model.logit.kernel.assign(model.logit.kernel * 5)  # Its guesses differ from picture to picture.
-  optimizer = make_optimizer(model.config, model)
-  experiment = Experiment.named(name, str(folder / "results"), "")
+def make_network(name, **fields):
+  """A tiny network."""
+  return make_model(name, **TINY, **fields)
+
+
+def tell_apart(model, data):
+  """Moves the classifier so that its guesses differ from picture to picture."""
+  images, _ = next(iter(data.evaluation_batches(1)))
+  logits = model(images).numpy()
+  spread = logits.std(0)
+  model.logit.kernel.assign(model.logit.kernel / spread)
+  model.logit.bias.assign((model.logit.bias - logits.mean(0)) / spread)
+
+
+def experiment_of(folder, model):
+  """An experiment with a checkpoint of the network."""
+  experiment = Experiment.named(model.config.name, str(folder / "results"), "")
   experiment.create(model.config)
-  Checkpoints(experiment.folder, model, optimizer).save(3)
-  return experiment, model
+  Checkpoints(experiment.folder, model, make_optimizer(model.config, model)).save(3)
+  return experiment
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
   """(experiment, network, folder of its export, the dataset to evaluate on)."""
   folder = tmp_path_factory.mktemp("digits")
-  experiment, model = experiment_of(folder, "revnet-38", dataset="digits")
+  model = make_network("revnet-38", dataset="digits")
   data = get_dataset(model.config, "", "train")
+  tell_apart(model, data)
+  experiment = experiment_of(folder, model)
   experiment.save_mean_image(data.preprocessing.mean_image)
   (experiment.folder / "class_names.txt").write_text("".join(f"digit {k}\n" for k in range(10)))
   export_checkpoint(experiment, folder / "exported")
@@ -57,14 +72,17 @@ def digits(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory):
+  """The same of an ImageNet network, on records of pictures of several sizes."""
   folder = tmp_path_factory.mktemp("imagenet")
   fields = {name: getattr(small_config(), name) for name in ("height", "width", "valid_batch_size")}
-  experiment, model = experiment_of(folder, "resnet-50", use_bottleneck=False, **fields)
+  model = make_network("resnet-50", use_bottleneck=False, **fields)
   records = [classic_example(jpeg(k, 40, 50 + k % 7), 1 + k % 10) for k in range(COUNT)]
   (folder / "data").mkdir()
   write_records(folder / "data/validation-00000-of-00001", records)
-  export_checkpoint(experiment, folder / "exported", ["saved_model"])
   data = get_dataset(model.config, folder / "data", "validation")
+  tell_apart(model, data)
+  experiment = experiment_of(folder, model)
+  export_checkpoint(experiment, folder / "exported", ["saved_model"])
   return experiment, model, folder / "exported", data
 
 
@@ -73,14 +91,9 @@ def png(image):
 
 
 def digit_pictures():
-  images, labels = (split[:500] for split in get_digits()["train"])
+  """([500] files, the pictures, their labels)."""
+  images, labels = (part[:500] for part in load_digits()["train"])
   return [png(image) for image in images], images, labels
-
-
-def get_digits():
-  from resnet.data.digits import load_digits
-
-  return load_digits()
 
 
 def served(export, pictures, signature="serving_default"):
@@ -99,7 +112,7 @@ def test_a_cifar_export_is_as_accurate_as_the_evaluation(digits, signature):
   assert np.mean(probabilities.argmax(1) == labels) == accuracy
   batches = [images for images, _ in data.evaluation_batches(5)]
   np.testing.assert_allclose(probabilities, tf.nn.softmax(model(np.concatenate(batches))), atol=1e-5)
-  assert len(set(probabilities.argmax(1))) > 1
+  assert len(set(probabilities.argmax(1))) > 5
 
 
 def test_an_imagenet_export_is_as_accurate_as_the_evaluation(imagenet):
@@ -110,7 +123,7 @@ def test_an_imagenet_export_is_as_accurate_as_the_evaluation(imagenet):
   assert np.mean(probabilities.argmax(1) == np.arange(COUNT) % 10) == accuracy
   batches = [images for images, _ in data.evaluation_batches()]
   np.testing.assert_allclose(probabilities, tf.nn.softmax(model(np.concatenate(batches))), atol=1e-5)
-  assert len(set(probabilities.argmax(1))) > 1
+  assert len(set(probabilities.argmax(1))) > 5
 
 
 def test_a_server_without_this_package_answers_a_request(digits, tmp_path):
@@ -158,6 +171,7 @@ def test_a_keras_file_takes_pixels(digits):
   np.testing.assert_allclose(loaded(images[:20].astype(np.float32)), expected, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated:UserWarning")
 def test_tflite_models_and_their_accuracy(digits):
   experiment, model, _, data = digits
   classifier = load_classifier(experiment.folder)
@@ -172,7 +186,7 @@ def test_tflite_models_and_their_accuracy(digits):
   kinds = {detail["dtype"] for detail in interpreter.get_tensor_details()}
   assert np.int8 in kinds
   interpreter.allocate_tensors()
-  image = get_digits()["test"][0][0]
+  image = load_digits()["test"][0][0]
   interpreter.set_tensor(given["index"], image[np.newaxis])
   interpreter.invoke()
   expected = tf.nn.softmax(model(data.preprocessing.standardised(image[np.newaxis])))
@@ -201,10 +215,8 @@ def test_pictures_of_any_size_and_form_are_scaled():
 
 
 def test_fashion_mnist_s_pictures_get_their_black_border():
-  config = get_config("resnet-32")
-  preprocessing = Preprocessing(
-    config.__class__(**{**config.__dict__, "dataset": "fashion-mnist"}), np.zeros([32, 32, 3])
-  )
+  config = dataclasses.replace(get_config("resnet-32"), dataset="fashion-mnist")
+  preprocessing = Preprocessing(config, np.zeros([32, 32, 3]))
   image = picture(1, 28, 28)
   padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
   np.testing.assert_array_equal(preprocessing(png(image)), padded)
@@ -300,7 +312,8 @@ def test_mistakes_are_one_line(pictures, run_module, arguments, message):
 
 
 def test_a_mean_image_or_names_that_do_not_fit_are_refused(tmp_path):
-  experiment, model = experiment_of(tmp_path, "revnet-38", dataset="digits")
+  model = make_network("revnet-38", dataset="digits")
+  experiment = experiment_of(tmp_path, model)
   computed = load_classifier(experiment.folder)  # By version 0.1, or imported: the data has the mean.
   np.save(experiment.mean_image_file, np.zeros([8, 8, 3], np.float32))
   with pytest.raises(
@@ -321,7 +334,7 @@ def test_a_mean_image_or_names_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_without_a_mean_image_the_data_is_needed(tmp_path):
-  experiment, _ = experiment_of(tmp_path, "resnet-32")
+  experiment = experiment_of(tmp_path, make_network("resnet-32"))
   with pytest.raises(UserError, match="the mean of the training images is needed, and cifar-10 is not"):
     load_classifier(experiment.folder, data_dir=tmp_path)
 
