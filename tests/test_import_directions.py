@@ -16,7 +16,17 @@ BELOW = {
   "original": {"configs", "training", "utils"},
   "training_flags": {"configs", "experiments", "original", "utils"},
   "trained": {"configs", "data", "experiments", "models", "original", "reversible", "training", "utils"},
-  "tools": {"configs", "data", "experiments", "models", "original", "reversible", "trained", "training", "utils"},
+  "tools": {
+    "configs",
+    "data",
+    "experiments",
+    "models",
+    "original",
+    "reversible",
+    "trained",
+    "training",
+    "utils",
+  },
 }
 
 
