@@ -211,3 +211,11 @@ def test_weights_of_the_original_in_one_call():
 def test_nothing_to_take_weights_from_is_one_line(tmp_path, arguments, message):
   with pytest.raises(UserError, match=message):
     pretrained_model(tmp_path / "nowhere", **arguments)
+
+
+def test_what_a_network_is_not_is_said():
+  network = make_model("revnet-test")
+  with pytest.raises(AttributeError, match="revnet-test has no inputs, .* keras.Input"):
+    keras.Model(network.inputs, network.get_layer("unit_1_0")(network.inputs))
+  with pytest.raises(ValueError, match="unit_2_1 takes two streams, .* halve a tensor"):
+    network.get_layer("unit_2_1")(tf.zeros([1, 4, 4, 16]))

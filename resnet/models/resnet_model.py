@@ -105,6 +105,14 @@ class ResNet(keras.Model):
       return StageOutputs(self)(images, training=training)
     return self(images, training=training, features=True)
 
+  @property
+  def inputs(self):
+    """There are none: the network is no graph of layers, but can be part of one."""
+    raise AttributeError(
+      f"{self.name} has no inputs, since it is no functional model; make one by images = keras.Input([height, "
+      "width, channels]) and keras.Model(images, network(images)), or of network.features(images)"
+    )
+
   def _run_stages(self, images, training, outputs):
     """The stem and all stages: images -> the last stage's output [N, H', W', C'].
 

@@ -14,6 +14,7 @@ from resnet.models.residual import ResidualFunction, skip_path
 from resnet.models.resnet_model import ResNet
 from resnet.models.storage import kept_of_stages, overlapping_stages
 from resnet.reversible import Additive, ReversibleChain, Shortcut, recompute
+from resnet.reversible.checks import require_streams
 
 
 @keras.saving.register_keras_serializable("resnet")
@@ -136,6 +137,7 @@ class RevNetUnit(Part):
     self.skip2.build(x2)
 
   def call(self, streams, training=False):
+    require_streams(self.name, streams)
     x1, x2 = streams
     y1 = self.skip1.couple(x1, *self.skip1.parts(self.f(x2, training=training)))
     return y1, self.skip2.couple(x2, *self.skip2.parts(self.g(y1, training=training)))
