@@ -61,6 +61,7 @@ def answer(command):
 
 @pytest.mark.usefixtures("few")
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated:UserWarning")
+@pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning")
 def test_every_block_runs(tmp_path, run_script, run_module, capsys, monkeypatch):
   blocks = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
   ran = []
