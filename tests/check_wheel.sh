@@ -25,6 +25,11 @@ revnet-cifar-train --dataset digits --model revnet-38 --override batch_size=10 -
 revnet-export-checkpoint --id a --results results/cifar --format tf1 --output exported
 revnet-import-checkpoint --checkpoint exported/tf1 --config exported/conf.json --results results/cifar --id b
 
+revnet-export-checkpoint --id a --results results/cifar --output served --tflite
+python -c 'import tensorflow as tf; tf.io.write_file("picture.png", tf.io.encode_png(tf.zeros([40, 50, 3], tf.uint8)))'
+revnet-classify --export served picture.png | grep "^picture.png$"
+revnet-classify --id b --csv picture.png | grep "^picture.png,5,"
+
 # Help names all flags, and every other command says what it needs.
 (revnet-cifar-train --help || true) >help
 grep --quiet -- "--dataset" help

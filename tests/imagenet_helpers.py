@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from resnet.configs import Config, get_config
+from resnet.data.preprocessing import Preprocessing
 
 
 def picture(seed: int, height: int = 40, width: int = 60) -> np.ndarray:
@@ -60,6 +61,11 @@ def small_config(**fields) -> Config:
   """Images of 16x16, batches of 4; evaluation batches of 5."""
   defaults = {"height": 16, "width": 16, "batch_size": 4, "valid_batch_size": 5, "num_classes": 1000}
   return dataclasses.replace(get_config("revnet-56"), **(defaults | fields))
+
+
+def preprocess_for_evaluation(preprocessor: str, encoded, height: int, width: int) -> tf.Tensor:
+  """What a network of ImageNet takes of a picture."""
+  return Preprocessing(small_config(preprocessor=preprocessor, height=height, width=width), None)(encoded)
 
 
 def classic_example(encoded: bytes, label: int, boxes=()) -> bytes:

@@ -9,11 +9,18 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from imagenet_helpers import classic_example, jpeg, small_config, write_classic, write_records
+from imagenet_helpers import (
+  classic_example,
+  jpeg,
+  preprocess_for_evaluation,
+  small_config,
+  write_classic,
+  write_records,
+)
 from test_build_imagenet_records import add, build, by_name, value
 
 from resnet.configs import get_config, override_config
-from resnet.data.image_processing import preprocess_for_evaluation, preprocess_for_training
+from resnet.data.image_processing import preprocess_for_training
 from resnet.data.imagenet import ImagenetDataset
 from resnet.experiments.experiment import Experiment
 from resnet.original.checkpoint_files import checkpoint_prefix

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from imagenet_helpers import cmyk_jpeg, jpeg, picture
+from imagenet_helpers import cmyk_jpeg, jpeg, picture, preprocess_for_evaluation
 
 from resnet.data import image_processing
 from resnet.data.color_jitter import jitter_from_uniform, mirror_and_jitter
-from resnet.data.image_processing import preprocess_for_evaluation, preprocess_for_training
+from resnet.data.image_processing import preprocess_for_training
 
 NO_BOXES = tf.zeros([0, 4])
 

@@ -9,9 +9,16 @@ import struct
 import numpy as np
 import pytest
 import tensorflow as tf
-from imagenet_helpers import classic_example, jpeg, prepare_tfds, small_config, write_classic, write_records
+from imagenet_helpers import (
+  classic_example,
+  jpeg,
+  prepare_tfds,
+  preprocess_for_evaluation,
+  small_config,
+  write_classic,
+  write_records,
+)
 
-from resnet.data.image_processing import preprocess_for_evaluation
 from resnet.data.imagenet import ImagenetDataset
 from resnet.data.record_files import parse_classic
 from resnet.utils.errors import UserError

@@ -29,6 +29,7 @@ from resnet.training.train_loop import train
 from resnet.utils.errors import UserError
 
 CASE = "revnet-test"
+MEAN = 100.0  # the mean image's pixels
 
 
 def experiment_in(folder: pathlib.Path, experiment_id: str = "imported") -> Experiment:
@@ -45,8 +46,9 @@ def imported(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(imported, tmp_path_factory):
-  """`imported` in all formats."""
+  """`imported` in all formats, with a mean image of its own: CIFAR may not be there."""
   output = tmp_path_factory.mktemp("exported") / "revnet"
+  imported.save_mean_image(np.full([8, 8, 3], MEAN))
   assert export_checkpoint(imported, output) == 0
   return output
 
@@ -155,7 +157,10 @@ def test_an_import_or_export_that_cannot_be_written_may_be_tried_again(tmp_path,
 
 
 def test_a_keras_file(exported):
-  model = keras.models.load_model(exported / "model.keras")
+  on_pixels = keras.models.load_model(exported / "model.keras")
+  x, probabilities = expected(CASE)["x"], expected(CASE)["eval_probabilities"]
+  np.testing.assert_allclose(tf.nn.softmax(on_pixels(x + MEAN)), probabilities, rtol=1e-3, atol=1e-4)
+  model = on_pixels.get_layer("revnet-test")
   ours, _ = restored(CASE)
   for loaded, variable in zip(model.variables, ours.variables, strict=True):
     assert loaded.path == variable.path
@@ -164,10 +169,11 @@ def test_a_keras_file(exported):
 
 
 def test_a_saved_model_takes_any_number_of_images(exported):
-  loaded = tf.saved_model.load(exported / "saved_model")
+  network = tf.saved_model.load(exported / "saved_model").signatures["network"]
   x, probabilities = expected(CASE)["x"], expected(CASE)["eval_probabilities"]
   for n in (1, 3, 10):
-    np.testing.assert_allclose(tf.nn.softmax(loaded.serve(x[:n])), probabilities[:n], rtol=1e-5, atol=1e-7)
+    logits = network(tf.constant(x[:n]))["logits"]
+    np.testing.assert_allclose(tf.nn.softmax(logits), probabilities[:n], rtol=1e-5, atol=1e-7)
 
 
 def test_an_export_of_the_original_s_checkpoint_is_that_checkpoint(exported):
@@ -212,7 +218,7 @@ def test_the_commands(tmp_path):
   )
   done = _tool("export_checkpoint", *place, "--output", tmp_path / "out", "--format", "tf1")
   assert done.returncode == 0
-  assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["conf.json", "tf1"]
+  assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["class_names.txt", "conf.json", "tf1"]
 
 
 def test_a_mistake_is_one_line(tmp_path):

@@ -56,16 +56,27 @@ def numbers(outputs):
   return find
 
 
-def test_it_prints_no_warnings_and_draws_one_picture(outputs):
+def test_it_prints_no_warnings_and_draws_two_pictures(outputs):
   assert {output.name for output in outputs if output.output_type == "stream"} == {"stdout"}
   others = [output for output in outputs if output.output_type != "stream"]
-  assert [sorted(output.data) for output in others] == [["image/png", "text/plain"]]
+  assert [sorted(output.data) for output in others] == [["image/png", "text/plain"]] * 2
 
 
 def test_the_network_learns(numbers):
   ((accuracy, chance),) = numbers("test accuracy # %, by chance # %")
   assert chance == 10
   assert accuracy > 50
+
+
+def test_a_picture_has_five_classes(numbers):
+  ((*percentages,),) = numbers("likeliest: " + ", ".join(["\\d \\(# %\\)"] * 5))
+  assert percentages == sorted(percentages, reverse=True)
+  assert 20 < sum(percentages) < 100.3
+
+
+def test_the_chain_that_cannot_be_undone_says_why(outputs):
+  text = "".join(output.text for output in outputs if output.output_type == "stream")
+  assert "has no inverse, since its Shortcut has none" in text
 
 
 def test_the_inverse_gives_the_inputs(numbers):

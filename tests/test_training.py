@@ -223,6 +223,7 @@ def test_ctrl_c_saves_and_says_how_to_continue(tmp_path, capsys):
     """Training data during whose third batch Ctrl-C is pressed."""
 
     class_names = None
+    preprocessing = get_dataset(CONFIG, "", "train").preprocessing
 
     def training_batches(self, *args):
       def interrupt(step, batch):

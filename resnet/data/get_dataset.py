@@ -14,11 +14,14 @@ from resnet.data.digits import load_digits
 from resnet.data.image_arrays import ImageArrays
 from resnet.data.imagenet import ImagenetDataset
 from resnet.data.images import load_images
+from resnet.data.preprocessing import Preprocessing
 from resnet.utils.errors import UserError
 
 
 class Dataset(Protocol):
   """One split of a dataset, preprocessed for the network of a configuration."""
+
+  preprocessing: Preprocessing  # of its evaluation
 
   @property
   def num_examples(self) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from resnet.configs.config import Config
+from resnet.data.preprocessing import Preprocessing
 
 # Augmentation of the CIFAR experiments: zero-pad by 2 pixels on each side, crop at random.
 PADDING = 2
@@ -35,7 +36,7 @@ class ImageArrays:
     self._flip = flip
     self._images = images
     self._labels = labels.astype(np.int32)
-    self._mean_image = mean_image.astype(np.float32)
+    self.preprocessing = Preprocessing(config, mean_image)
 
   @property
   def num_examples(self) -> int:
@@ -56,7 +57,7 @@ class ImageArrays:
     def batch(step, index):
       offsets, flips = random_crops(step, batch_size, seed)
       mine = slice(shard * share, (shard + 1) * share)
-      centred = self._centre(tf.gather(images, index[mine]))
+      centred = self.preprocessing.standardised(tf.gather(images, index[mine]))
       flips = flips[mine] if self._flip else tf.zeros([share], tf.bool)
       return crop_and_flip(centred, offsets[mine], flips), tf.gather(labels, index[mine])
 
@@ -69,14 +70,11 @@ class ImageArrays:
     batch_size = self._config.valid_batch_size
     first = slice(None if num_batches is None else num_batches * batch_size)
     dataset = tf.data.Dataset.from_tensor_slices((self._images[first], self._labels[first])).batch(batch_size)
-    return _prefetched(dataset.map(lambda x, y: (self._centre(x), y)))
+    return _prefetched(dataset.map(lambda x, y: (self.preprocessing.standardised(x), y)))
 
   def data_errors(self) -> contextlib.AbstractContextManager[None]:
     """Nothing can go wrong with images in memory."""
     return contextlib.nullcontext()
-
-  def _centre(self, images):
-    return tf.cast(images, tf.float32) - self._mean_image
 
 
 def _prefetched(batches: tf.data.Dataset) -> tf.data.Dataset:

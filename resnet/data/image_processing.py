@@ -36,6 +36,9 @@ VGG_SIDE_RANGE = (256, 480)  # pixels of the shorter side, both inclusive, in tr
 VGG_EVALUATION_SIDE = 256
 VGG_MEAN = (123.68, 116.779, 103.939)  # red, green, blue
 
+# What the networks take, scale * pixels + offset, of pixels in 0..255.
+RANGES = {"inception": (1 / 127.5, -1.0), "vgg": (1.0, tuple(-mean for mean in VGG_MEAN))}
+
 
 def preprocess_for_training(
   preprocessor: str,
@@ -65,18 +68,37 @@ def preprocess_for_training(
   Raises:
     tf.errors.InvalidArgumentError: `encoded` is no intact picture.
   """
+  encoded = tf.convert_to_tensor(encoded)
   if preprocessor == "vgg":
     return _vgg_training(encoded, seed, height, width)
   assert preprocessor == "inception", preprocessor
   return _inception_training(encoded, boxes, seed, turn, height, width)
 
 
-def preprocess_for_evaluation(preprocessor: str, encoded: tf.Tensor, height: int, width: int) -> tf.Tensor:
-  """One evaluation image: the picture's centre, nothing random; arguments and result as in training."""
+def evaluation_pixels(
+  preprocessor: str, picture: tf.Tensor, height: int, width: int, border: int = 0
+) -> tf.Tensor:
+  """One picture for evaluation, nothing random: [height, width, 3] float32, in 0..255.
+
+  Args:
+    preprocessor: "inception" or "vgg", the centre that ImageNet's evaluation shows; or "resize", for the
+      networks of small images: pictures of the network's size stay as they are, of others the largest central
+      part of the network's aspect is scaled.
+    picture: scalar string, the file of a JPEG, PNG, GIF or BMP; or [H, W, 3] uint8.
+    height: of the result, pixels.
+    width: of the result, pixels.
+    border: black pixels on each side of what "resize" scales.
+
+  Raises:
+    tf.errors.InvalidArgumentError: the file is no intact picture.
+  """
+  picture = tf.convert_to_tensor(picture)
   if preprocessor == "vgg":
-    return _vgg_evaluation(encoded, height, width)
-  assert preprocessor == "inception", preprocessor
-  return _inception_evaluation(encoded, height, width)
+    return _vgg_evaluation(picture, height, width)
+  if preprocessor == "inception":
+    return _inception_evaluation(picture, height, width)
+  assert preprocessor == "resize", preprocessor
+  return _resized(picture, height, width, border)
 
 
 def _inception_training(
@@ -112,43 +134,59 @@ def _inception_training(
   return tf.ensure_shape(tf.switch_case(number, branches), [height, width, 3])
 
 
-def _inception_evaluation(encoded: tf.Tensor, height: int, width: int) -> tf.Tensor:
+def _inception_evaluation(picture: tf.Tensor, height: int, width: int) -> tf.Tensor:
   def window(size: tf.Tensor) -> tf.Tensor:
     size64 = tf.cast(size, tf.float64)
     begin = tf.cast((size64 - size64 * CENTRAL_FRACTION) / 2, tf.int32)
     return tf.concat([begin, size - 2 * begin], 0)
 
-  crop = _decode_window(encoded, window)
-  return tf.ensure_shape(_resize(crop, 0, height, width) / 127.5 - 1, [height, width, 3])
+  crop = _decode_window(picture, window)
+  return tf.ensure_shape(_resize(crop, 0, height, width), [height, width, 3])
 
 
 def _vgg_training(encoded: tf.Tensor, seed: tf.Tensor, height: int, width: int) -> tf.Tensor:
   shortest, longest = VGG_SIDE_RANGE
   side = tf.random.stateless_uniform([], seed, shortest, longest + 1, tf.int32)
   draws = tf.random.stateless_uniform([3], _other(seed))
-  image = _vgg_crop(encoded, side, draws[1:], height, width)
+  image = _vgg_crop(encoded, side, draws[1:], height, width) - VGG_MEAN
   return tf.cond(draws[0] < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
 
 
-def _vgg_evaluation(encoded: tf.Tensor, height: int, width: int) -> tf.Tensor:
-  return _vgg_crop(encoded, tf.constant(VGG_EVALUATION_SIDE), tf.constant([0.5, 0.5]), height, width)
+def _vgg_evaluation(picture: tf.Tensor, height: int, width: int) -> tf.Tensor:
+  return _vgg_crop(picture, tf.constant(VGG_EVALUATION_SIDE), tf.constant([0.5, 0.5]), height, width)
 
 
-def _vgg_crop(encoded: tf.Tensor, side: tf.Tensor, position: tf.Tensor, height: int, width: int) -> tf.Tensor:
+def _resized(picture: tf.Tensor, height: int, width: int, border: int) -> tf.Tensor:
+  image = _decode_window(picture, lambda size: tf.concat([[0, 0], size], 0))
+  size, inner = tf.shape(image)[:2], tf.constant([height - 2 * border, width - 2 * border])
+
+  def scaled() -> tf.Tensor:
+    shrink = tf.reduce_min(size / inner)
+    part = tf.clip_by_value(tf.cast(tf.round(tf.cast(inner, tf.float64) * shrink), tf.int32), 1, size)
+    top, left = tf.unstack((size - part) // 2)
+    middle = image[top : top + part[0], left : left + part[1]]
+    pixels = tf.round(tf.image.resize(middle, inner, antialias=True))  # As the data sets have them.
+    return tf.pad(pixels, [[border, border], [border, border], [0, 0]])
+
+  fits = tf.reduce_all(size == [height, width])
+  return tf.ensure_shape(tf.cond(fits, lambda: tf.cast(image, tf.float32), scaled), [height, width, 3])
+
+
+def _vgg_crop(picture: tf.Tensor, side: tf.Tensor, position: tf.Tensor, height: int, width: int) -> tf.Tensor:
   """Scales the shorter side to `side` pixels, bilinearly, and crops; decodes and scales only what is shown.
 
   Args:
-    encoded: scalar string.
+    picture: scalar string, or [H, W, 3] uint8.
     side: scalar int32.
     position: [2] float32 in [0, 1): of the crop, downwards and to the right; 0.5 is the centre.
     height: of the crop, pixels; not more than `side`.
     width: of the crop, pixels; not more than `side`.
 
   Returns:
-    [height, width, 3] float32, in 0..255 less the mean colour.
+    [height, width, 3] float32, in 0..255.
   """
   crop_size = tf.constant([height, width])
-  size = _decode_size(encoded)
+  size = _decode_size(picture)
   scale = tf.cast(side, tf.float32) / tf.cast(tf.reduce_min(size), tf.float32)
   scaled_size = tf.maximum(tf.cast(tf.round(tf.cast(size, tf.float32) * scale), tf.int32), side)
   room = tf.cast(scaled_size - crop_size + 1, tf.float32)
@@ -161,40 +199,54 @@ def _vgg_crop(encoded: tf.Tensor, side: tf.Tensor, position: tf.Tensor, height: 
   # Beyond them bilinear interpolation needs one source pixel, whose chroma needs another.
   begin = tf.cast(tf.maximum(tf.floor(first) - 1, 0), tf.int32)
   end = tf.minimum(tf.cast(tf.math.ceil(last), tf.int32) + 2, size)
-  source = _decode_window(encoded, lambda _: tf.concat([begin, end - begin], 0))
+  source = _decode_window(picture, lambda _: tf.concat([begin, end - begin], 0))
   origin = tf.cast(begin, tf.float32)
   extent = tf.cast(tf.maximum(end - begin - 1, 1), tf.float32)  # 0 where the picture is one pixel high or wide.
   box = tf.concat([(first - origin) / extent, (last - origin) / extent], 0)
   image = tf.image.crop_and_resize(source[tf.newaxis], box[tf.newaxis], [0], crop_size)[0]
-  return tf.ensure_shape(image, [height, width, 3]) - VGG_MEAN
+  return tf.ensure_shape(image, [height, width, 3])
 
 
-def _decode_window(encoded: tf.Tensor, window: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-  """Decodes a part of the picture; [h, w, 3] uint8.
+def _decode_window(picture: tf.Tensor, window: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+  """A part of the picture, decoded; [h, w, 3] uint8.
 
   `window` maps the picture's size, [2] int32 height and width, to [4] int32: top, left, height, width. Of a
   JPEG only that part is decoded.
   """
 
   def from_jpeg() -> tf.Tensor:
-    size = tf.io.extract_jpeg_shape(encoded)[:2]
-    return tf.io.decode_and_crop_jpeg(encoded, window(size), channels=3)
+    size = tf.io.extract_jpeg_shape(picture)[:2]
+    return tf.io.decode_and_crop_jpeg(picture, window(size), channels=3)
 
   def from_other() -> tf.Tensor:
-    image = tf.io.decode_jpeg(encoded, channels=3)  # reads PNG as well
+    image = _decode_other(picture)
     top, left, height, width = tf.unstack(window(tf.shape(image)[:2]))
     return image[top : top + height, left : left + width]
 
-  return tf.cond(tf.io.is_jpeg(encoded), from_jpeg, from_other)
+  return _if_jpeg(picture, from_jpeg, from_other)
 
 
-def _decode_size(encoded: tf.Tensor) -> tf.Tensor:
+def _decode_size(picture: tf.Tensor) -> tf.Tensor:
   """The picture's height and width, pixels; [2] int32."""
-  return tf.cond(
-    tf.io.is_jpeg(encoded),
-    lambda: tf.io.extract_jpeg_shape(encoded)[:2],
-    lambda: tf.shape(tf.io.decode_jpeg(encoded, channels=3))[:2],
+  return _if_jpeg(
+    picture,
+    lambda: tf.io.extract_jpeg_shape(picture)[:2],
+    lambda: tf.shape(_decode_other(picture))[:2],
   )
+
+
+def _if_jpeg(
+  picture: tf.Tensor, from_jpeg: Callable[[], tf.Tensor], from_other: Callable[[], tf.Tensor]
+) -> tf.Tensor:
+  is_file = picture.dtype == tf.string
+  return tf.cond(tf.io.is_jpeg(picture), from_jpeg, from_other) if is_file else from_other()
+
+
+def _decode_other(picture: tf.Tensor) -> tf.Tensor:
+  """[H, W, 3] uint8, of a file that is no JPEG, or as it is."""
+  if picture.dtype != tf.string:
+    return picture
+  return tf.io.decode_image(picture, channels=3, expand_animations=False)
 
 
 def _other(seed: tf.Tensor) -> tf.Tensor:

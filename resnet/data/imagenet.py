@@ -9,11 +9,8 @@ from resnet.configs import Config
 from resnet.data.data_errors import RecordTracker, first_position
 from resnet.data.description import FILE as DESCRIPTION_FILE
 from resnet.data.description import Description, read_description
-from resnet.data.image_processing import (
-  VGG_EVALUATION_SIDE,
-  preprocess_for_evaluation,
-  preprocess_for_training,
-)
+from resnet.data.image_processing import VGG_EVALUATION_SIDE, preprocess_for_training
+from resnet.data.preprocessing import Preprocessing
 from resnet.data.record_files import find_record_files
 from resnet.utils.errors import UserError
 
@@ -43,6 +40,7 @@ class ImagenetDataset:
     if split not in SPLITS:
       raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
     _check(config)
+    self.preprocessing = Preprocessing(config, mean_image=None)
     self._config = config
     self._split = split
     self._data_dir = data_dir
@@ -203,10 +201,8 @@ class ImagenetDataset:
     return self._tracker.end(position, image), label
 
   def _evaluation_example(self, position: tf.Tensor, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    config = self._config
     encoded, label, _ = self._parse(position, serialized)
-    image = preprocess_for_evaluation(config.preprocessor, encoded, config.height, config.width)
-    return self._tracker.end(position, image), label
+    return self._tracker.end(position, self.preprocessing(encoded)), label
 
   def _parse(self, position: tf.Tensor, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     encoded, label, boxes = self._files.parse(self._tracker.begin(position, serialized))

@@ -5,6 +5,8 @@ import dataclasses
 import pathlib
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from resnet.configs import Config, get_config_from_json, save_config
 from resnet.utils.errors import UserError
 
@@ -72,6 +74,11 @@ class Experiment:
         "or choose another --id"
       )
 
+  @property
+  def mean_image_file(self) -> pathlib.Path:
+    """{folder}/mean_image.npy: [height, width, 3] float, of the training images. ImageNet has none."""
+    return self.folder / "mean_image.npy"
+
   def load_class_names(self) -> tuple[str, ...] | None:
     """The names of the classes, in the order of the network's outputs; None if the experiment has none.
 
@@ -119,6 +126,15 @@ class Experiment:
       if class_names is not None:
         text = "".join(f"{name}\n" for name in class_names)
         self.class_names_file.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+  def save_mean_image(self, mean_image: np.ndarray) -> None:
+    """Writes `mean_image_file`.
+
+    Raises:
+      UserError: the folder cannot be written to.
+    """
+    with _write_errors(self.folder):
+      np.save(self.mean_image_file, mean_image.astype(np.float32))
 
   def make_logs_folder(self) -> None:
     """Makes `logs_folder`.

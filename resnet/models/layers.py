@@ -72,19 +72,14 @@ class BatchNorm(keras.layers.Layer):
   """
 
   def build(self, input_shape):
-    shape = (input_shape[-1],)
-
-    def weight(name, initializer, **kwargs):
-      # The fused kernel takes float32 parameters whatever the precision of its input.
-      return keras.Variable(
-        initializer, shape=shape, dtype=self.variable_dtype, autocast=False, name=name, **kwargs
-      )
-
-    local = {"trainable": False, "aggregation": "mean", "synchronization": "on_read"}
-    self.gamma = weight("gamma", "ones")
-    self.beta = weight("beta", "zeros")
-    self.moving_mean = weight("moving_mean", "zeros", **local)
-    self.moving_variance = weight("moving_variance", "ones", **local)
+    # The fused kernel takes float32 parameters whatever the precision of its input.
+    like = {"shape": (input_shape[-1],), "dtype": self.variable_dtype, "autocast": False}
+    self.gamma = self.add_weight(initializer="ones", name="gamma", **like)
+    self.beta = self.add_weight(initializer="zeros", name="beta", **like)
+    # Not by `add_weight`, which knows no synchronization.
+    local = {"trainable": False, "aggregation": "mean", "synchronization": "on_read", **like}
+    self.moving_mean = keras.Variable("zeros", name="moving_mean", **local)
+    self.moving_variance = keras.Variable("ones", name="moving_variance", **local)
 
   def call(self, x, training=False):
     if not training or not self.trainable:
@@ -147,8 +142,19 @@ class BatchNorm(keras.layers.Layer):
     return input_shape
 
 
+class Part(keras.layers.Layer):
+  """A layer of layers. If it was `trainable = False` when it was saved, what is loaded is frozen throughout."""
+
+  @classmethod
+  def from_config(cls, config):
+    trainable = config.pop("trainable", True)
+    part = cls(**config)
+    part.trainable = trainable
+    return part
+
+
 @keras.saving.register_keras_serializable("resnet")
-class PreactivatedConv(keras.layers.Layer):
+class PreactivatedConv(Part):
   """Batch normalisation, ReLU, convolution: one of a residual function's sub layers.
 
   Args:
@@ -162,6 +168,10 @@ class PreactivatedConv(keras.layers.Layer):
   def __init__(self, index, filters, kernel_size, stride=1, preactivate=True, **kwargs):
     super().__init__(name=kwargs.pop("name", f"sub{index}"), **kwargs)
     self.index = index
+    self.filters = filters
+    self.kernel_size = kernel_size
+    self.stride = stride
+    self.preactivate = preactivate
     self.bn = BatchNorm(name=f"bn{index}", dtype=self.dtype_policy.name) if preactivate else None
     self.conv = conv(filters, kernel_size, stride, name=f"conv{index}", dtype=self.dtype_policy.name)
 
@@ -177,3 +187,13 @@ class PreactivatedConv(keras.layers.Layer):
 
   def compute_output_shape(self, input_shape):
     return self.conv.compute_output_shape(input_shape)
+
+  def get_config(self):
+    return {
+      **super().get_config(),
+      "index": self.index,
+      "filters": self.filters,
+      "kernel_size": self.kernel_size,
+      "stride": self.stride,
+      "preactivate": self.preactivate,
+    }

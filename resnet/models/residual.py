@@ -7,12 +7,13 @@ import keras
 import tensorflow as tf
 
 from resnet.configs.config import BOTTLENECK_FACTOR
-from resnet.models.layers import PreactivatedConv, conv
+from resnet.models.layers import Part, PreactivatedConv, conv
 from resnet.reversible import keep_output
 from resnet.reversible.private_apis import show_to_checkpoints
 
 
-class ResidualFunction(keras.layers.Layer):
+@keras.saving.register_keras_serializable("resnet")
+class ResidualFunction(Part):
   """The function that a residual unit adds to its skip path.
 
   Where activations may be kept, no convolution but the last is computed again in the backward pass.
@@ -26,6 +27,10 @@ class ResidualFunction(keras.layers.Layer):
 
   def __init__(self, filters, stride=1, bottleneck=False, preactivate=True, **kwargs):
     super().__init__(**kwargs)
+    self.filters = filters
+    self.stride = stride
+    self.bottleneck = bottleneck
+    self.preactivate = preactivate
     narrow = filters // BOTTLENECK_FACTOR
     shapes = [(narrow, 1), (narrow, 3), (filters, 1)] if bottleneck else [(filters, 3), (filters, 3)]
     self.subs = [
@@ -49,7 +54,17 @@ class ResidualFunction(keras.layers.Layer):
       input_shape = sub.compute_output_shape(input_shape)
     return input_shape
 
+  def get_config(self):
+    return {
+      **super().get_config(),
+      "filters": self.filters,
+      "stride": self.stride,
+      "bottleneck": self.bottleneck,
+      "preactivate": self.preactivate,
+    }
 
+
+@keras.saving.register_keras_serializable("resnet")
 class Downsample(keras.layers.Layer):
   """The skip path without parameters: average pool by the stride, zero channels padded on both sides.
 
@@ -71,6 +86,9 @@ class Downsample(keras.layers.Layer):
     batch, height, width, _ = input_shape
     return (batch, height // self.stride, width // self.stride, self.filters)
 
+  def get_config(self):
+    return {**super().get_config(), "filters": self.filters, "stride": self.stride}
+
 
 def skip_path(in_filters: int, filters: int, stride: int, bottleneck: bool, dtype: str) -> keras.layers.Layer:
   """The layer of a unit's skip path, which brings the unit's input to the shape of its output.
@@ -83,7 +101,8 @@ def skip_path(in_filters: int, filters: int, stride: int, bottleneck: bool, dtyp
   return Downsample(filters, stride)
 
 
-class Scope(keras.layers.Layer):
+@keras.saving.register_keras_serializable("resnet")
+class Scope(Part):
   """`layer` under a name scope of its own: its variables are called {name}/{layer.name}/..."""
 
   def __init__(self, layer, **kwargs):
@@ -91,10 +110,18 @@ class Scope(keras.layers.Layer):
     self.layer = layer
 
   def build(self, input_shape):
-    self.layer.build(input_shape)
+    if not self.layer.built:  # Keras builds it when it loads it.
+      self.layer.build(input_shape)
 
   def call(self, x, training=False):
     return self.layer(x, training=training)
 
   def compute_output_shape(self, input_shape):
     return self.layer.compute_output_shape(input_shape)
+
+  def get_config(self):
+    return {**super().get_config(), "layer": keras.saving.serialize_keras_object(self.layer)}
+
+  @classmethod
+  def from_config(cls, config):
+    return super().from_config({**config, "layer": keras.saving.deserialize_keras_object(config["layer"])})

@@ -9,10 +9,12 @@ import itertools
 import keras
 import tensorflow as tf
 
+from resnet.models.layers import Part
 from resnet.models.residual import ResidualFunction, skip_path
 from resnet.models.resnet_model import ResNet
 from resnet.models.storage import kept_of_stages, overlapping_stages
 from resnet.reversible import Additive, ReversibleChain, Shortcut, recompute
+from resnet.reversible.checks import require_streams
 
 
 @keras.saving.register_keras_serializable("resnet")
@@ -36,8 +38,8 @@ class RevNet(ResNet):
     TensorShape([2, 10])
   """
 
-  def __init__(self, config, **kwargs):
-    super().__init__(config, **kwargs)
+  def __init__(self, config, include_top=True, **kwargs):
+    super().__init__(config, include_top, **kwargs)
     self._kept = kept_of_stages(self.config)
     self.chains = [FileLayout(units[1:]) for units in self.stages]
     self.reversible_chains = [
@@ -57,8 +59,9 @@ class RevNet(ResNet):
 
   @property
   def layers(self):
-    """The stem, each unit once (the chains hold its functions, too), and the classifier."""
-    return [self.stem, *itertools.chain(*self.stages), self.final_bn, self.logit]
+    """The stem, each unit once (the chains hold its functions, too), and what comes after them."""
+    top = [self.logit] if self.include_top else []
+    return [self.stem, *itertools.chain(*self.stages), self.final_bn, *top]
 
   def _make_unit(self, **kwargs):
     return RevNetUnit(**kwargs)
@@ -75,10 +78,12 @@ class RevNet(ResNet):
     *size, channels = streams[0]
     return (*size, 2 * channels)
 
-  def _run_stages(self, images, training):
+  def _run_stages(self, images, training, outputs):
     streams = self._split(self._run_stem(images, training))
-    for chain in self.reversible_chains:
+    for stage, chain in enumerate(self.reversible_chains, start=1):
       streams = chain(streams, training=training)
+      if outputs is not None:
+        outputs[f"stage_{stage}"] = tf.concat(streams, axis=-1)
     return tf.concat(streams, axis=-1)
 
   def _split(self, x):
@@ -107,10 +112,12 @@ class RevNet(ResNet):
     return tf.stack(errors)
 
 
-class RevNetUnit(keras.layers.Layer):
+@keras.saving.register_keras_serializable("resnet")
+class RevNetUnit(Part):
   """F and G of a unit, and how they change the streams: y1 = skip(x1) + F(x2), y2 = skip(x2) + G(y1).
 
-  The skip paths are identities but in units that change the streams' shape, the first of most stages.
+  The skip paths are identities but in units that change the streams' shape, the first of most stages. In a
+  RevNet the chains run F and G. A unit that is called by itself, with (x1, x2), stores its activations.
 
   Attributes:
     f, g: the functions.
@@ -118,6 +125,11 @@ class RevNetUnit(keras.layers.Layer):
 
   def __init__(self, in_filters, filters, stride, bottleneck, preactivate, **kwargs):
     super().__init__(autocast=False, **kwargs)
+    self.in_filters = in_filters
+    self.filters = filters
+    self.stride = stride
+    self.bottleneck = bottleneck
+    self.preactivate = preactivate
     policy = self.dtype_policy.name
     self.f = ResidualFunction(filters // 2, stride, bottleneck, preactivate, name="f", dtype=policy)
     self.g = ResidualFunction(filters // 2, bottleneck=bottleneck, name="g", dtype=policy)
@@ -136,12 +148,28 @@ class RevNetUnit(keras.layers.Layer):
     self.skip1.build(x1)
     self.skip2.build(x2)
 
+  def call(self, streams, training=False):
+    require_streams(self.name, streams)
+    x1, x2 = streams
+    y1 = self.skip1.couple(x1, *self.skip1.parts(self.f(x2, training=training)))
+    return y1, self.skip2.couple(x2, *self.skip2.parts(self.g(y1, training=training)))
+
   def couplings(self):
     """Of f and of g. Not an attribute, by which Keras' files would name them."""
     return [self.skip1, self.skip2]
 
   def compute_output_shape(self, input_shape):
     return [self.f.compute_output_shape(input_shape[1])] * 2
+
+  def get_config(self):
+    return {
+      **super().get_config(),
+      "in_filters": self.in_filters,
+      "filters": self.filters,
+      "stride": self.stride,
+      "bottleneck": self.bottleneck,
+      "preactivate": self.preactivate,
+    }
 
 
 class FileLayout(keras.layers.Layer):

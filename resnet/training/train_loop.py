@@ -97,6 +97,8 @@ def train(
     elif chief:
       experiment.make_logs_folder()
       experiment.create(config, train_data.class_names)
+      if train_data.preprocessing.mean_image is not None:
+        experiment.save_mean_image(train_data.preprocessing.mean_image)
     start = int(optimizer.iterations.numpy())
     logger = ExperimentLogger(experiment.logs_folder if chief else None, start)
     stop = config.max_train_iter if max_num_steps < 0 else min(config.max_train_iter, start + max_num_steps)
