@@ -12,6 +12,7 @@ from resnet.data.get_dataset import EvaluationData
 from resnet.experiments.curves import read_curve
 from resnet.experiments.experiment import Experiment
 from resnet.experiments.logger import ExperimentLogger
+from resnet.experiments.watch import begin_watching, end_watching
 from resnet.models import get_model
 from resnet.training.checkpoint import CheckpointError, Checkpoints
 from resnet.utils.errors import UserError
@@ -77,7 +78,8 @@ def evaluate_checkpoints(
       "train_acc5" and "valid_acc5".
     step: which checkpoint; None is the newest.
     watch: ignore `step`; measure every checkpoint that has no point in valid_acc.csv, and each one that
-      appears, up to the last step, config.max_train_iter. A damaged checkpoint is a warning.
+      appears, up to the last step, max_train_iter of the configuration that is in force then. A damaged
+      checkpoint is a warning.
 
   Raises:
     UserError: the checkpoint is missing or damaged, or the data is damaged.
@@ -100,6 +102,7 @@ def evaluate_checkpoints(
   if not watch:
     measure(step)
     return
+  begin_watching(experiment)
   done, damaged = set(read_curve(experiment.logs_folder / "valid_acc.csv")), set()
   while True:
     for new in sorted(set(checkpoints.steps()) - done):
@@ -111,6 +114,7 @@ def evaluate_checkpoints(
           continue
         logging.warning("passed over: %s", error)
       done.add(new)
-    if max(done, default=0) >= config.max_train_iter:
+    if max(done, default=0) >= experiment.load_config().max_train_iter:  # A later run may have changed it.
+      end_watching(experiment)
       return
     time.sleep(WATCH_INTERVAL)

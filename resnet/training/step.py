@@ -32,9 +32,8 @@ def loss_and_gradients(
   gradients = tape.gradient(loss, variables, loss_scale)
   if loss_scale is not None:
     gradients = [gradient / loss_scale for gradient in gradients]
-  wd = tf.convert_to_tensor(model.config.wd, variables[0].dtype)
   decayed = [
-    gradient + wd * variable.value if variable.regularizer else gradient
+    gradient + model.config.wd * variable.value if variable.regularizer else gradient
     for gradient, variable in zip(gradients, variables, strict=True)
   ]
   return loss, decayed

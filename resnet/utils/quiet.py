@@ -1,0 +1,62 @@
+"""Loading TensorFlow without the lines that it writes to standard error each time."""
+
+import contextlib
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+
+# Lines of information, and what precedes the first line of TensorFlow's log.
+_NOISE = re.compile(rb"WARNING: All log messages before absl::InitializeLog\(\)|I\d{4} \d\d:|\d{4}-.*: I ")
+
+
+def load_tensorflow() -> None:
+  """Loads TensorFlow, if it is not loaded. It takes seconds, so mistakes in flags are to be found before.
+
+  From then on TensorFlow's log has warnings and errors only, unless TF_CPP_MIN_LOG_LEVEL says otherwise.
+  """
+  if "tensorflow" in sys.modules:
+    return
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  with without_noise():
+    import tensorflow  # noqa: F401
+
+
+@contextlib.contextmanager
+def without_noise() -> Iterator[None]:
+  """Within it, what this process writes to standard error appears there without TensorFlow's information.
+
+  Its library writes to the file descriptor, past Python, and its level of logging does not hold for all of it.
+  A process of its own reads what is written, so that the last words of this one get through however it ends.
+  """
+  sys.stderr.flush()
+  reader, writer = os.pipe()
+  filtering = os.fork()
+  if not filtering:
+    os.close(writer)
+    _filter(reader)
+  os.close(reader)
+  standard_error = os.dup(2)
+  os.dup2(writer, 2)
+  os.close(writer)
+  try:
+    yield
+  finally:
+    sys.stderr.flush()
+    os.dup2(standard_error, 2)
+    os.close(standard_error)
+    os.waitpid(filtering, 0)
+
+
+def _filter(reader: int) -> None:
+  """Copies lines from `reader` to standard error, those of _NOISE left out; ends the process."""
+  try:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+      signal.signal(number, signal.SIG_IGN)  # It ends after the process that it reads from.
+    with open(reader, "rb", buffering=0) as source:
+      for line in iter(source.readline, b""):
+        if not _NOISE.match(line):
+          os.write(2, line)
+  finally:
+    os._exit(0)
