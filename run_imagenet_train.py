@@ -31,7 +31,7 @@ def define_flags():
   flags.DEFINE_integer(
     "num_pass",
     None,
-    "Forward and backward passes of each step, over which gradients are averaged. Default: 1 for a new experiment.",
+    "Forward and backward passes of each step, over which gradients are averaged. A new experiment has 1.",
     lower_bound=1,
   )
 

@@ -98,7 +98,7 @@ def test_watching_takes_complete_checkpoints_as_they_appear(folder, monkeypatch)
   ("script", "arguments", "message"),
   [
     ("train", ["--num_gpu=4"], "--num_gpu is 4, but 0 GPUs are visible to TensorFlow"),
-    ("train", [], "--num_gpu is 4, but 0 GPUs are visible to TensorFlow"),
+    ("train", [], "the default of --num_gpu is 4, but 0 GPUs are visible to TensorFlow; give --num_gpu 0"),
     ("train", ["--model=revnet-110"], "revnet-110 is a model for cifar-10; train it by run_cifar_train.py"),
     ("train", ["--num_gpu=0", "--data_dir=empty"], "empty"),
     ("train", ["--num_gpu=0", "--num_pass=0"], "flag --num_pass=0"),
@@ -108,6 +108,7 @@ def test_watching_takes_complete_checkpoints_as_they_appear(folder, monkeypatch)
     ("train", ["--id=there", "--restore", "--model=resnet-50"], "--model is resnet-50, but experiment there"),
     ("eval", [], "Flag --id must have a value"),
     ("eval", ["--id=none"], "no experiment none in results/imagenet"),
+    ("eval", ["--id=other"], "other/conf.json is missing; there is one by --results results/cifar"),
     ("eval", ["--id=cifar"], "experiment cifar is one of cifar-10, not of imagenet"),
     ("eval", ["--id=there"], "no checkpoint in results/imagenet/there"),
     ("eval", ["--id=there", "--ckpt_num=7"], "no checkpoint results/imagenet/there/model.ckpt-7"),
@@ -119,6 +120,8 @@ def test_mistakes_are_one_clear_line(folder, run_script, script, arguments, mess
     (folder / f"results/imagenet/{name}").mkdir(parents=True)
     save_config(config, folder / f"results/imagenet/{name}/conf.json")
   (folder / "results/imagenet/cifar/model.ckpt-1.index").touch()
+  (folder / "results/cifar/other").mkdir(parents=True)
+  save_config(CONFIG, folder / "results/cifar/other/conf.json")
   (folder / "empty").mkdir()
   before = sorted(folder.rglob("*"))
   error = run_script(f"run_imagenet_{script}.py", *arguments)

@@ -35,7 +35,9 @@ def test_a_mistake_is_one_line_in_a_process_of_its_own(tmp_path):
   process = start("run_cifar_train.py", "--model=revnet-111", cwd=tmp_path)
   assert process.returncode == 1
   last = process.stderr.splitlines()[-1]
-  assert last.startswith("run_cifar_train.py: error: unknown model 'revnet-111'; allowed are resnet-32")
+  assert last.startswith(
+    "run_cifar_train.py: error: unknown model 'revnet-111' (did you mean revnet-110?); allowed are"
+  )
   assert "Traceback" not in process.stderr
   assert not list(tmp_path.iterdir())
 
@@ -52,13 +54,20 @@ def test_a_mistake_is_one_line_in_a_process_of_its_own(tmp_path):
     (["--model=resnet-32", "--monitor_reconstruction"], "--monitor_reconstruction needs a RevNet; resnet-32"),
     (["--dataset=mnist"], "value should be one of <cifar-10|cifar-100|fashion-mnist|digits>"),
     (["train"], "unexpected argument 'train'"),
-    (["--model=revnet-39"], "unknown model 'revnet-39'; allowed are resnet-32"),
+    (["--model=revnet-39"], "unknown model 'revnet-39' (did you mean revnet-38?); allowed are resnet-32"),
     (["--model=revnet-104"], "revnet-104 is a model for ImageNet; train it by run_imagenet_train.py"),
     (["--config=nowhere.json"], "cannot read config nowhere.json: No such file or directory"),
     (["--config=bad.json"], "config bad.json is not JSON"),
     (["--override=batchsize=3"], "unknown field 'batchsize' (did you mean batch_size?)"),
     (["--override=filters=1,2"], "filters must have 4 entries"),
+    (
+      ["--model=revnet-54"],
+      "unknown model 'revnet-54' (the original's revnet-54 is called revnet-56); allowed",
+    ),
     (["--restore"], "--restore needs --id"),
+    (["--keep_checkpoints=0"], "flag --keep_checkpoints=0"),
+    (["--override=num_replicas=2"], "num_replicas is no choice"),
+    (["--override=num_pass=3"], "--num_pass must divide the 100 images of a replica, got 3"),
     (["--restore", "--id=none"], "no experiment none in results/cifar"),
     (["--restore", "--id=there"], "no checkpoint in results/cifar/there"),
     (["--id=there"], "experiment there exists in results/cifar; continue it with --restore"),

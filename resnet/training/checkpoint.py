@@ -177,11 +177,10 @@ class Checkpoints:
     try:
       with _plain_path(self._folder) as folder:
         status = self._checkpoint.restore(f"{folder}/{PREFIX}-{step}")
+        status.expect_partial()  # No warning for each value that stays unused, such as momentum.
         status.assert_existing_objects_matched()
         if self._complete:
           status.assert_consumed()
-        else:
-          status.expect_partial()  # The file's momentum stays unused.
     except (AssertionError, ValueError, IndexError, OSError, tf.errors.OpError) as error:
       raise CheckpointError(
         f"{path} is not a checkpoint of this model, or is damaged: {reason_of(error)}"

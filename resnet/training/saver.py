@@ -10,8 +10,8 @@ from resnet.training.lr_schedule import learning_rate
 from resnet.training.optimizer import Momentum
 from resnet.utils.errors import UserError
 
-# Of a tiny RevNet after one step at a rate of 100 it was 97, and that of guessing 500 steps later; after one at a
-# rate of 10,000 it was 740,000, and still 800 after 1,500 steps.
+# A tiny RevNet had one of 97 after a step at the rate 100, and of guessing 500 steps later; after a step at the
+# rate 10,000 it had one of 740,000, and still of 800 after 1,500 steps.
 MAX_LOSS = 1e5
 
 
