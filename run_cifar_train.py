@@ -15,7 +15,6 @@ from resnet.configs.config import NUM_CLASSES
 from resnet.training_flags import choose_experiment, define_training_flags
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
-from resnet.utils.quiet import load_tensorflow
 
 FLAGS = flags.FLAGS
 
@@ -38,7 +37,7 @@ def main():
   experiment, config = choose_experiment(FLAGS, "resnet-32", FLAGS.dataset, FLAGS.validation)
   if config.dataset == "imagenet":
     raise UserError(f"{config.name} is a model for ImageNet; train it by run_imagenet_train.py")
-  load_tensorflow()  # Not before: mistakes in the flags are answered at once.
+  # These load TensorFlow, which takes seconds: mistakes in the flags are answered before.
   from resnet.data import EvaluationData, get_dataset, splits
   from resnet.training.strategy import make_strategy
   from resnet.training.train_loop import train

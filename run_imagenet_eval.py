@@ -14,7 +14,6 @@ from absl import flags
 from resnet.experiments.experiment import Experiment
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
-from resnet.utils.quiet import load_tensorflow
 
 NUM_TRAIN_BATCHES = 100  # of the training images, that train_acc.csv is measured on
 
@@ -37,7 +36,7 @@ def main():
   config = experiment.load_config()
   if config.dataset != "imagenet":
     raise UserError(f"experiment {FLAGS.id} is one of {config.dataset}, not of imagenet")
-  load_tensorflow()  # Not before: mistakes in the flags are answered at once.
+  # These load TensorFlow, which takes seconds: mistakes in the flags are answered before.
   from resnet.data import EvaluationData, get_dataset
   from resnet.training.evaluate import evaluate_checkpoints
 

@@ -18,7 +18,6 @@ from absl import flags
 from resnet.training_flags import choose_experiment, define_training_flags
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
-from resnet.utils.quiet import load_tensorflow
 
 NUM_GPU = 4  # by default, as in the paper
 
@@ -40,7 +39,7 @@ def main():
   experiment, config = choose_experiment(FLAGS, "resnet-50")
   if config.dataset != "imagenet":
     raise UserError(f"{config.name} is a model for {config.dataset}; train it by run_cifar_train.py")
-  load_tensorflow()  # Not before: mistakes in the flags are answered at once.
+  # These load TensorFlow, which takes seconds: mistakes in the flags are answered before.
   from resnet.data import get_dataset
   from resnet.training.strategy import make_strategy
   from resnet.training.train_loop import train

@@ -1,5 +1,6 @@
 """The ImageNet scripts end to end on tiny data, and evaluation beside training."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from imagenet_helpers import prepare_tfds, small_config, write_classic
 from resnet.configs import get_config, save_config
 from resnet.data import EvaluationData, get_dataset
 from resnet.experiments.experiment import Experiment
+from resnet.experiments.watch import to_be_evaluated
 from resnet.models import get_model
 from resnet.training import evaluate
 from resnet.training.checkpoint import Checkpoints
@@ -65,7 +67,8 @@ def test_training_on_what_tensorflow_datasets_prepared(tmp_path, run_script):
 
 def test_watching_takes_complete_checkpoints_as_they_appear(folder, monkeypatch):
   experiment = Experiment.named("a", str(folder / "results"), str(folder / "logs/public"))
-  experiment.create(CONFIG)
+  first = dataclasses.replace(CONFIG, max_train_iter=2)
+  experiment.create(first)
   model = get_model(CONFIG)
   optimizer = make_optimizer(CONFIG, model)
   checkpoints = Checkpoints(experiment.folder, model, optimizer)
@@ -79,7 +82,12 @@ def test_watching_takes_complete_checkpoints_as_they_appear(folder, monkeypatch)
     path = experiment.logs_folder / "valid_acc.csv"
     return points(folder, "valid_acc") if path.exists() else []
 
-  while_it_sleeps = iter([half_written, lambda: checkpoints.save(2), lambda: checkpoints.save(3)])
+  def continued_for_longer():
+    assert to_be_evaluated(experiment, [2, 3]) == {2, 3}
+    experiment.change_config(CONFIG, 1)
+    checkpoints.save(2)
+
+  while_it_sleeps = iter([half_written, continued_for_longer, lambda: checkpoints.save(3)])
   seen = []
 
   def sleep(seconds):
@@ -89,9 +97,10 @@ def test_watching_takes_complete_checkpoints_as_they_appear(folder, monkeypatch)
 
   monkeypatch.setattr("time.sleep", sleep)
   data = {"valid_acc": EvaluationData(get_dataset(CONFIG, folder / "data/imagenet", "validation"), 1)}
-  evaluate_checkpoints(CONFIG, experiment, data, watch=True)
-  assert seen == [[], [], [2]]
+  evaluate_checkpoints(first, experiment, data, watch=True)
+  assert seen == [[], [], [2]], "the schedule in force decides when all is evaluated"
   assert evaluated() == [2, 3]
+  assert not to_be_evaluated(experiment, [4]), "it watches no more"
 
 
 @pytest.mark.parametrize(

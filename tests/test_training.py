@@ -14,12 +14,14 @@ from helpers import assert_close, values
 
 from resnet.configs import get_config
 from resnet.data import EvaluationData, get_dataset
+from resnet.experiments.curves import read_curve
 from resnet.experiments.experiment import Experiment
 from resnet.models import RevNet, get_model
 from resnet.models.storage import activation_bytes
 from resnet.training.checkpoint import Checkpoints
+from resnet.training.evaluate import make_evaluate
 from resnet.training.optimizer import INITIAL_LOSS_SCALE, make_optimizer
-from resnet.training.step import loss_and_gradients
+from resnet.training.step import averaged_over_passes, loss_and_gradients
 from resnet.training.strategy import make_strategy
 from resnet.training.train_loop import train
 from resnet.utils.errors import UserError
@@ -99,6 +101,41 @@ def test_the_curves_are_in_tensorboard_too(uninterrupted):
   assert points == {
     curve: steps(experiment, curve) for curve in ("train_ce", "train_acc", "valid_acc", "learn_rate")
   }
+
+
+def test_a_log_has_a_line_at_each_evaluation_and_change_of_rate(tmp_path, monkeypatch, capsys):
+  evaluated = []
+
+  def make_evaluate_counted(*args):
+    evaluate = make_evaluate(*args)
+
+    def counted(dataset):
+      evaluated.append(dataset)
+      return evaluate(dataset)
+
+    return counted
+
+  monkeypatch.setattr("resnet.training.train_loop.make_evaluate", make_evaluate_counted)
+  experiment, accuracies = run(tmp_path, "a")
+  log = capsys.readouterr()
+  assert not log.err
+  lines = log.out.partition("\ncompiling ...\ncompiled, ")[2].splitlines()[1:]
+  found = [
+    re.match(r"step (\d)/6 .* loss (\S+) .*train acc +(\S+) .*test acc +(\S+) .*rate (\S+) ", line)
+    for line in lines
+  ]
+  losses = {step: f"{loss:.4f}" for step, loss in read_curve(experiment.logs_folder / "train_ce.csv").items()}
+  rates = read_curve(experiment.logs_folder / "learn_rate.csv")
+  assert [int(line[1]) for line in found] == [1, 3, 5, 6], "evaluations at 1, 3 and 6, new rates at 3 and 5"
+  assert [float(line[5]) for line in found] == pytest.approx([0.1, rates[3], rates[5], rates[6]])
+  assert found[-1][2] == losses[6]
+  for group, curve in ((3, "train_acc"), (4, "valid_acc")):
+    points = read_curve(experiment.logs_folder / f"{curve}.csv")
+    assert [line[group] for line in found] == [
+      f"{100 * points[k]:.2f}" if k in points else "-" for k in (1, 3, 5, 6)
+    ]
+    assert accuracies[curve] == pytest.approx(points[6])
+  assert len(evaluated) == 6, "two data sets after steps 1, 3 and 6; none again at the end"
 
 
 @pytest.mark.parametrize("stop", [1, 2, 5])
@@ -241,6 +278,16 @@ def test_ctrl_c_saves_and_says_how_to_continue(tmp_path, capsys):
   stopped = max(steps(experiment, "learn_rate"))
   assert f"stopped at step {stopped}; continue with --restore --id=c" in capsys.readouterr().out
   assert (experiment.folder / f"model.ckpt-{stopped}.index").exists()
+
+
+def test_a_network_that_is_frozen_whole_has_a_loss_and_no_gradients():
+  model, _ = built(CONFIG)
+  model.trainable = False
+  images, labels = next(iter(get_dataset(CONFIG, "", "train").training_batches(0)))
+  for num_pass in (1, 2):
+    loss, gradients = averaged_over_passes(model, images, labels, num_pass)
+    assert np.isfinite(loss)
+    assert gradients == []
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

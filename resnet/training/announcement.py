@@ -1,6 +1,7 @@
 """What a run says at its start."""
 
 import math
+import pathlib
 import shutil
 from collections.abc import Sequence
 
@@ -53,14 +54,14 @@ def changes_since_last_run(changes: Sequence[str], experiment: Experiment, start
 
 
 def space(
-  checkpoints: Checkpoints, config: Config, experiment: Experiment, start: int, stop: int, keep: int | None
+  checkpoints: Checkpoints, config: Config, folder: pathlib.Path, start: int, stop: int, keep: int | None
 ) -> str:
-  """The disk space that the checkpoints of steps start + 1 to stop will take, in a line."""
+  """The disk space that the checkpoints of steps start + 1 to stop will take in their folder, in a line."""
   steps = {step for step in (1, stop) if start < step <= stop}
   every = config.save_iter
   number = len(steps | {*range(start - start % every + every, stop + 1, every)})
   size = checkpoints.num_bytes
-  free = shutil.disk_usage(experiment.folder).free
+  free = shutil.disk_usage(folder).free
   words = f"checkpoints: {number} to come, of {show_bytes(size)} each"
   if keep is not None and keep < number:
     number = keep + 1  # One more is there while it is written.

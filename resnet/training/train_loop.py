@@ -92,7 +92,7 @@ def train(
     progress = Progress(config, train_data.num_examples, start, stop, evaluation_data, shows=chief)
     if chief:
       progress.write(announcement(config, experiment, strategy, model, start, stop))
-      progress.write(space(checkpoints, config, experiment, start, stop, keep_checkpoints))
+      progress.write(space(checkpoints, config, experiment.folder, start, stop, keep_checkpoints))
     if chief and restore:
       changes = experiment.change_config(config, start)
       progress.write(changes_since_last_run(changes, experiment, start))

@@ -1,6 +1,8 @@
 """Loading TensorFlow without the lines that it writes to standard error each time."""
 
 import contextlib
+import importlib.abc
+import importlib.util
 import os
 import re
 import signal
@@ -11,16 +13,33 @@ from collections.abc import Iterator
 _NOISE = re.compile(rb"WARNING: All log messages before absl::InitializeLog\(\)|I\d{4} \d\d:|\d{4}-.*: I ")
 
 
-def load_tensorflow() -> None:
-  """Loads TensorFlow, if it is not loaded. It takes seconds, so mistakes in flags are to be found before.
+def quiet_tensorflow() -> None:
+  """Makes the first import of TensorFlow, wherever it comes, write warnings and errors only.
 
-  From then on TensorFlow's log has warnings and errors only, unless TF_CPP_MIN_LOG_LEVEL says otherwise.
+  Its log keeps to them afterwards, unless TF_CPP_MIN_LOG_LEVEL says otherwise.
   """
-  if "tensorflow" in sys.modules:
-    return
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  with without_noise():
-    import tensorflow  # noqa: F401
+  if "tensorflow" not in sys.modules and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+    sys.meta_path.insert(0, _Finder())
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+  """Finds TensorFlow as Python does, to be executed `without_noise`."""
+
+  def find_spec(self, fullname, path=None, target=None):
+    if fullname != "tensorflow":
+      return None
+    sys.meta_path.remove(self)
+    spec = importlib.util.find_spec(fullname)
+    if spec is not None and spec.loader is not None:
+      execute = spec.loader.exec_module
+
+      def execute_quietly(module):
+        with without_noise():
+          execute(module)
+
+      spec.loader.exec_module = execute_quietly  # type: ignore[method-assign]
+    return spec
 
 
 @contextlib.contextmanager
@@ -30,6 +49,9 @@ def without_noise() -> Iterator[None]:
   Its library writes to the file descriptor, past Python, and its level of logging does not hold for all of it.
   A process of its own reads what is written, so that the last words of this one get through however it ends.
   """
+  if sys.stderr is None:  # It is closed.
+    yield
+    return
   sys.stderr.flush()
   reader, writer = os.pipe()
   filtering = os.fork()
