@@ -44,7 +44,7 @@ def test_lines_have_the_speed_of_training_steps_alone(clock, capsys):
         elif step != 3:
           shown.line(step, 2.0, {"train_acc": 0.5, "valid_acc": 0.125})
       with shown.pause():
-        clock[0] += 1000  # a checkpoint
+        clock[0] += 10  # a checkpoint
   lines = [" | ".join(words(line)) for line in capsys.readouterr().out.splitlines()]
   assert lines[:2] == ["compiling ...", "compiled, and took the first step, in 50 s"]
   measured = "train acc 50.00 % | test acc 12.50 %"
