@@ -6,8 +6,8 @@ python -m resnet.tools.plot_curves seed-0,seed-1,seed-2 ANOTHER_ID
 Four panels: loss, learning rate, training accuracy and test accuracy against the step, read from the CSV files
 that the run scripts write. A curve of many points is smoothed, and its points are shown pale behind it.
 
-IDs that are joined by commas are the seeds of one curve: their mean is drawn at the steps that all of them have,
-and the range from the least to the largest as a band.
+IDs that are joined by commas are the seeds of one curve: their mean is drawn at the steps that all of them
+have, and the range from the least to the largest as a band.
 """
 
 import functools
