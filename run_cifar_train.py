@@ -15,6 +15,7 @@ from resnet.configs.config import NUM_CLASSES
 from resnet.training_flags import choose_experiment, define_training_flags
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
+from resnet.utils.quiet import without_noise
 
 FLAGS = flags.FLAGS
 
@@ -37,12 +38,13 @@ def main():
   experiment, config = choose_experiment(FLAGS, "resnet-32", FLAGS.dataset, FLAGS.validation)
   if config.dataset == "imagenet":
     raise UserError(f"{config.name} is a model for ImageNet; train it by run_imagenet_train.py")
-  # These load TensorFlow, which takes seconds: mistakes in the flags are answered before.
-  from resnet.data import EvaluationData, get_dataset, splits
-  from resnet.training.strategy import make_strategy
-  from resnet.training.train_loop import train
+  with without_noise():
+    # These load TensorFlow, which takes seconds: mistakes in the flags are answered before.
+    from resnet.data import EvaluationData, get_dataset, splits
+    from resnet.training.strategy import make_strategy
+    from resnet.training.train_loop import train
 
-  strategy = make_strategy(FLAGS.num_gpu, config.batch_size)
+    strategy = make_strategy(FLAGS.num_gpu, config.batch_size)
   train_split, test_split = splits(config.run_validation)
   train_data = get_dataset(config, FLAGS.data_dir, train_split)
   test_data = get_dataset(config, FLAGS.data_dir, test_split)

@@ -14,6 +14,7 @@ from absl import flags
 from resnet.experiments.experiment import Experiment
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
+from resnet.utils.quiet import without_noise
 
 NUM_TRAIN_BATCHES = 100  # of the training images, that train_acc.csv is measured on
 
@@ -36,10 +37,12 @@ def main():
   config = experiment.load_config()
   if config.dataset != "imagenet":
     raise UserError(f"experiment {FLAGS.id} is one of {config.dataset}, not of imagenet")
-  # These load TensorFlow, which takes seconds: mistakes in the flags are answered before.
-  from resnet.data import EvaluationData, get_dataset
-  from resnet.training.evaluate import evaluate_checkpoints
+  with without_noise():
+    # These load TensorFlow, which takes seconds: mistakes in the flags are answered before.
+    from resnet.data import EvaluationData, get_dataset
+    from resnet.training.evaluate import evaluate_checkpoints, use_one_gpu
 
+    use_one_gpu()
   train_data = get_dataset(config, FLAGS.data_dir, "train")
   validation_data = get_dataset(config, FLAGS.data_dir, "validation")
   evaluation_data = {

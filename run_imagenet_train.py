@@ -18,6 +18,7 @@ from absl import flags
 from resnet.training_flags import choose_experiment, define_training_flags
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
+from resnet.utils.quiet import without_noise
 
 NUM_GPU = 4  # by default, as in the paper
 
@@ -39,12 +40,13 @@ def main():
   experiment, config = choose_experiment(FLAGS, "resnet-50")
   if config.dataset != "imagenet":
     raise UserError(f"{config.name} is a model for {config.dataset}; train it by run_cifar_train.py")
-  # These load TensorFlow, which takes seconds: mistakes in the flags are answered before.
-  from resnet.data import get_dataset
-  from resnet.training.strategy import make_strategy
-  from resnet.training.train_loop import train
+  with without_noise():
+    # These load TensorFlow, which takes seconds: mistakes in the flags are answered before.
+    from resnet.data import get_dataset
+    from resnet.training.strategy import make_strategy
+    from resnet.training.train_loop import train
 
-  strategy = make_strategy(FLAGS.num_gpu, config.batch_size, default=NUM_GPU)
+    strategy = make_strategy(FLAGS.num_gpu, config.batch_size, default=NUM_GPU)
   train_data = get_dataset(config, FLAGS.data_dir, "train")
   train(
     config,

@@ -8,8 +8,6 @@ import sys
 import pytest
 from helpers import ROOT
 
-from resnet.utils.quiet import without_noise
-
 NOISE = (
   b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
   b"I0000 00:00:1795715793.387348     626 port.cc:153] oneDNN custom operations are on.\n"
@@ -18,12 +16,30 @@ NOISE = (
 ERROR = b"E0000 00:00:1795715793.387348     626 cuda_dnn.cc:8310] Unable to register cuDNN factory\n"
 
 
-def test_information_is_left_out_and_errors_are_let_through(capfd):
-  with without_noise():
-    os.write(2, NOISE + ERROR + NOISE)
-    os.write(2, b"half a line")
-  os.write(2, b"\n" + NOISE)
-  assert capfd.readouterr().err == ERROR.decode() + "half a line\n" + NOISE.decode()
+def test_information_is_left_out_and_the_rest_let_through():
+  program = (
+    "import os, sys\nfrom resnet.utils.quiet import without_noise\n"
+    f"with without_noise():\n  os.write(2, {NOISE + ERROR + NOISE!r})\n  print('of Python', file=sys.stderr)\n"
+    f"  os.write(2, b'half a line')\nos.write(2, {NOISE!r})"
+  )
+  ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False)
+  assert ended.stderr == ERROR + b"of Python\nhalf a line" + NOISE
+
+
+def test_the_first_import_of_tensorflow_is_quiet(tmp_path):
+  (tmp_path / "tensorflow").mkdir()
+  noisy = f"import os, sys\nos.write(2, {NOISE + ERROR!r})\nprint(os.environ['TF_CPP_MIN_LOG_LEVEL'])"
+  (tmp_path / "tensorflow/__init__.py").write_text(noisy)
+  (tmp_path / "tensorflow/part.py").write_text("")
+  program = f"import resnet.tools, tensorflow.part, os, sys\nos.write(2, {NOISE!r})\nprint(len(sys.meta_path))"
+  env = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
+  env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(ROOT)])
+  plain = subprocess.run(
+    [sys.executable, "-c", "import sys\nprint(len(sys.meta_path))"], capture_output=True, check=False
+  )
+  ended = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, check=False)
+  assert ended.stderr == ERROR + NOISE
+  assert ended.stdout == b"2\n" + plain.stdout, "nothing stays in the way of later imports"
 
 
 def test_the_last_words_of_a_process_are_let_through():

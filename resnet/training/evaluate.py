@@ -60,6 +60,12 @@ def make_evaluate(
   return evaluate
 
 
+def use_one_gpu() -> None:
+  """Makes the first GPU that is visible the only one. Call it before TensorFlow runs anything else."""
+  tf.config.set_visible_devices(tf.config.list_physical_devices("GPU")[:1], "GPU")
+  tf.config.list_logical_devices()  # Makes the devices.
+
+
 def evaluate_checkpoints(
   config: Config,
   experiment: Experiment,
@@ -68,8 +74,6 @@ def evaluate_checkpoints(
   watch: bool = False,
 ) -> None:
   """Measures top-1 and top-5 accuracy of an experiment's checkpoints; prints them and appends the curves.
-
-  Runs on the first GPU that is visible, or on the CPU.
 
   Args:
     config: of the experiment.
@@ -84,7 +88,6 @@ def evaluate_checkpoints(
   Raises:
     UserError: the checkpoint is missing or damaged, or the data is damaged.
   """
-  tf.config.set_visible_devices(tf.config.list_physical_devices("GPU")[:1], "GPU")
   model = get_model(config)
   checkpoints = Checkpoints(experiment.folder, model)
   evaluate = make_evaluate(model, tf.distribute.get_strategy(), top=(1, 5))

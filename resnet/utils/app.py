@@ -9,7 +9,6 @@ from collections.abc import Callable
 from absl import app, flags, logging
 
 from resnet.utils.errors import UserError, reason_of
-from resnet.utils.quiet import quiet_tensorflow
 
 
 def run(define_flags: Callable[[], None], main: Callable[..., None], takes_arguments: bool = False) -> None:
@@ -23,7 +22,6 @@ def run(define_flags: Callable[[], None], main: Callable[..., None], takes_argum
   and keeps its traceback.
   """
   logging.set_verbosity(logging.WARNING)  # TensorFlow reports its routine at the level of info.
-  quiet_tensorflow()
   others = set(flags.FLAGS)
   define_flags()
   for name in (

@@ -1,4 +1,4 @@
-"""Loading TensorFlow without the lines that it writes to standard error each time."""
+"""Loading TensorFlow without the lines of information that it writes to standard error each time."""
 
 import contextlib
 import importlib.abc
@@ -13,18 +13,26 @@ from collections.abc import Iterator
 _NOISE = re.compile(rb"WARNING: All log messages before absl::InitializeLog\(\)|I\d{4} \d\d:|\d{4}-.*: I ")
 
 
-def quiet_tensorflow() -> None:
-  """Makes the first import of TensorFlow, wherever it comes, write warnings and errors only.
+@contextlib.contextmanager
+def without_noise() -> Iterator[None]:
+  """Within it, TensorFlow is loaded, and its devices are made, without lines of information.
 
-  Its log keeps to them afterwards, unless TF_CPP_MIN_LOG_LEVEL says otherwise.
+  Warnings, errors and whatever else is written get through. If TensorFlow is loaded already, nothing is done.
   """
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  if "tensorflow" not in sys.modules and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+  with contextlib.nullcontext() if "tensorflow" in sys.modules else _filtered():
+    yield
+
+
+def quiet_tensorflow() -> None:
+  """Makes the first import of TensorFlow, wherever it will stand, one that is `without_noise`."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  if "tensorflow" not in sys.modules:
     sys.meta_path.insert(0, _Finder())
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-  """Finds TensorFlow as Python does, to be executed `without_noise`."""
+  """Finds TensorFlow as Python does."""
 
   def find_spec(self, fullname, path=None, target=None):
     if fullname != "tensorflow":
@@ -34,20 +42,20 @@ class _Finder(importlib.abc.MetaPathFinder):
     if spec is not None and spec.loader is not None:
       execute = spec.loader.exec_module
 
-      def execute_quietly(module):
-        with without_noise():
+      def execute_filtered(module):
+        with _filtered():
           execute(module)
 
-      spec.loader.exec_module = execute_quietly  # type: ignore[method-assign]
+      spec.loader.exec_module = execute_filtered  # type: ignore[method-assign]
     return spec
 
 
 @contextlib.contextmanager
-def without_noise() -> Iterator[None]:
-  """Within it, what this process writes to standard error appears there without TensorFlow's information.
+def _filtered() -> Iterator[None]:
+  """Within it, what this process writes to standard error goes through `_filter`, in a process of its own.
 
-  Its library writes to the file descriptor, past Python, and its level of logging does not hold for all of it.
-  A process of its own reads what is written, so that the last words of this one get through however it ends.
+  TensorFlow's library writes to the file descriptor, past Python, and TF_CPP_MIN_LOG_LEVEL does not hold for
+  all of it. The last words of this process get through however it ends.
   """
   if sys.stderr is None:  # It is closed.
     yield
