@@ -73,6 +73,8 @@ def test_without_a_standard_error_nothing_is_filtered():
     ("run_cifar_train.py", ["--monitor_reconstruction"], "needs a RevNet"),
     ("run_imagenet_train.py", ["--model=revnet-54"], "the original's revnet-54 is called revnet-56"),
     ("run_imagenet_eval.py", ["--id=none"], "no experiment none"),
+    ("resnet/tools/gradient_angles.py", ["--help"], "--grid_bits"),
+    ("resnet/tools/gradient_angles.py", ["--grid_bits=x"], "whole numbers"),
   ],
 )
 def test_help_and_mistakes_in_flags_do_not_load_tensorflow(tmp_path, script, arguments, answer):
