@@ -58,6 +58,19 @@ def test_lines_have_the_speed_of_training_steps_alone(clock, capsys):
   ]
 
 
+def test_the_first_step_of_a_continued_run_is_not_counted(clock, capsys):
+  with Progress(RUN, 100, 4, 20, CURVES) as shown:
+    for step in (5, 6, 7, 8):
+      shown.begin_step()
+      clock[0] += 50 if step == 5 else 0.5
+      shown.end_step()
+      if step in (5, 8):
+        with shown.known_loss(2.0):
+          if step == 8:
+            shown.line(step, 2.0, {})
+  assert "  20.0 images/s  0:00:06 left" in capsys.readouterr().out
+
+
 def test_a_log_is_not_silent_for_long(clock, capsys):
   with Progress(RUN, 100, 4, 20, ()) as shown:
     for step in (5, 6, 7):
@@ -127,7 +140,7 @@ def test_the_schedule_is_what_is_to_come(start, rates):
     (0, 20, None, "checkpoints: 6 to come, of 300 MB each: 1.80 GB, where 2.00 GB are free"),
     (0, 0, None, "checkpoints: 0 to come, of 300 MB each: 0 kB, where 2.00 GB are free"),
     (1, 8, None, "checkpoints: 2 to come, of 300 MB each: 600 MB, where 2.00 GB are free"),
-    (4, 20, 2, "checkpoints: 4 to come, of 300 MB each, of which 2 are kept: 900 MB, where 2.00 GB are free"),
+    (4, 20, 2, "checkpoints: 4 to come, of 300 MB each, the newest 2 kept: 900 MB, where 2.00 GB are free"),
   ],
 )
 def test_the_space_of_the_checkpoints_to_come_is_said(monkeypatch, tmp_path, start, stop, keep, text):

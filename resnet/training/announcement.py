@@ -65,6 +65,6 @@ def space(
   words = f"checkpoints: {number} to come, of {show_bytes(size)} each"
   if keep is not None and keep < number:
     number = keep + 1  # One more is there while it is written.
-    words += f", of which {keep} are kept"
+    words += f", the newest {keep} kept"
   words += f": {show_bytes(number * size)}, where {show_bytes(free)} are free"
   return words + (", too little; --keep_checkpoints N keeps the newest N alone" if number * size > free else "")
