@@ -91,7 +91,9 @@ def start(folder: pathlib.Path, file_limit: int | None = None, *arguments: str) 
   """The process number of a training in `folder`, begun or continued; its output goes to the file `output`."""
   experiment = folder / "results/cifar/a"
   restore = any(experiment.glob("model.ckpt-*.index"))
-  choice = ["--restore"] if restore else [f"--config={ROOT_CONFIG}", "--dataset=digits"]
+  choice = [f"--config={ROOT_CONFIG}", "--dataset=digits"]
+  if restore:  # With another configuration, whose training is the same.
+    choice = ["--restore", "--keep_checkpoints=1", f"--override=name={random.choice('abc')}"]
   pid = os.fork()
   if pid:
     return pid
