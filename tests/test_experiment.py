@@ -87,11 +87,15 @@ def test_the_next_command_has_the_flags_that_no_configuration_has(tmp_path):
     "--max_num_steps=1",
   ]
   found, config = opened(tmp_path, *given, *chosen, "--jit", "--dtype=float32", "--activation_memory=2GB")
-  program, continuing = found.command("--override=seed=2")
-  assert program == shlex.join(sys.orig_argv[: len(program.split())])
+  program, _, continuing = found.command("--override=seed=2").partition(" --restore ")
+  continuing = f"--restore {continuing}"
+  assert shlex.split(program) == sys.orig_argv[: len(shlex.split(program))]
+  assert found.how_to_continue().endswith(
+    f"{program} will continue with {continuing.removesuffix(' --override=seed=2')}"
+  )
   rest = [f"--logs={tmp_path}/l", *given, "--override=seed=2"]
   assert sorted(shlex.split(continuing)) == sorted(["--restore", "--id=x", *rest])
-  again = shlex.split(found.command(restore=False)[1])
+  again = shlex.split(found.command(restore=False))[len(found.program) :]
   assert again[:2] == [f"--config={tmp_path}/r/x/conf.json", "--id=x"]
   found.create(config)
   assert opened(tmp_path, *shlex.split(continuing))[1] == dataclasses.replace(config, seed=2)

@@ -15,7 +15,7 @@ BELOW = {
   "training": {"configs", "data", "experiments", "models", "utils"},
   "original": {"configs", "training", "utils"},
   "training_flags": {"configs", "experiments", "original", "utils"},
-  "tools": {"configs", "data", "experiments", "models", "original", "reversible", "training", "utils"},
+  "tools": {"configs", "data", "experiments", "models", "original", "training", "utils"},
 }
 
 

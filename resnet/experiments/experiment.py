@@ -97,13 +97,20 @@ class Experiment:
         path.unlink()
     return changes
 
-  def command(self, *more: str, restore: bool = True) -> tuple[str, str]:
-    """The command that continues the experiment: its program, and its flags with those of `more`.
+  def command(self, *more: str, restore: bool = True) -> str:
+    """The command that continues the experiment, with the flags `more`; its flags alone without a `program`.
 
     With `restore` False it starts the experiment again, with the same configuration.
     """
     first = "--restore" if restore else f"--config={self.config_file}"
-    return shlex.join(self.program), shlex.join([first, f"--id={self.id}", *self.flags, *more])
+    return shlex.join([*self.program, first, f"--id={self.id}", *self.flags, *more])
+
+  def how_to_continue(self) -> str:
+    """`command` in words, which end with its flags."""
+    flags = dataclasses.replace(self, program=()).command()
+    return (
+      f"{shlex.join(self.program)} will continue with {flags}" if self.program else f"continue with {flags}"
+    )
 
   def require_new(self) -> None:
     """Refuses to write over an experiment with checkpoints; one that ended without any may start anew.

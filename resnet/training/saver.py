@@ -110,7 +110,7 @@ class Saver:
     overrides = [f"--override=base_learn_rate={lower[0]}"]
     if lower[1:]:
       overrides.append(f"--override=lr_list={','.join(lower[1:])}")
-    return " ".join(self._experiment.command(*overrides, restore=restore)).strip()
+    return self._experiment.command(*overrides, restore=restore)
 
   def _diverged(self, step: int, reason: str) -> UserError:
     rate = learning_rate(self._config, step)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from resnet.experiments.experiment import Experiment
 from resnet.utils.errors import UserError, reason_of
 
 
@@ -67,13 +68,14 @@ def num_workers(strategy: tf.distribute.Strategy) -> int:
 
 
 @contextlib.contextmanager
-def lost_worker_errors() -> Iterator[None]:
+def lost_worker_errors(experiment: Experiment) -> Iterator[None]:
   """Turns the errors that TensorFlow raises when another process of the cluster is lost into a UserError."""
   try:
     yield
   except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError) as error:
     raise UserError(
-      f"another process of the cluster was lost ({reason_of(error)}); start all of them again with --restore"
+      f"another process of the cluster was lost ({reason_of(error)}); start all of them again by "
+      f"{experiment.command()}"
     ) from error
 
 

@@ -112,7 +112,7 @@ def train(
     # Stopping a single process of several would block the others.
     deferred = deferred_signals(enabled=num_workers(strategy) == 1)
     step, value, measured = start, 0.0, None
-    with deferred as signal_received, train_data.data_errors(), lost_worker_errors(), progress:
+    with deferred as signal_received, train_data.data_errors(), lost_worker_errors(experiment), progress:
       batches = iter(distribute(train_data, strategy, config, start))
       for step in range(start + 1, stop + 1):
         progress.begin_step()
@@ -149,11 +149,10 @@ def train(
     if saver.failure:
       raise saver.failure
     if number := signal_received():  # Perhaps one that came while the last checkpoint was written.
-      program, flags = experiment.command()
-      progress.write(f"stopped at step {step}; {f'{program} will ' if program else ''}continue with {flags}")
+      progress.write(f"stopped at step {step}; {experiment.how_to_continue()}")
       raise SystemExit(128 + number)
     if measured is None:
-      with lost_worker_errors():
+      with lost_worker_errors(experiment):
         measured = accuracies()
       if step > start:
         progress.line(step, value, measured)
