@@ -134,6 +134,12 @@ def test_the_schedule_is_what_is_to_come(start, rates):
   assert schedule(RUN, start) == f"learning rate {rates}; the training ends after step 20"
 
 
+def test_rates_beyond_the_end_are_not_to_come():
+  config = override_config(RUN, ["lr_decay_steps=6,21"])
+  assert schedule(config, 0).startswith("learning rate 0.1 from step 1, 0.01 from step 6; the")
+  assert schedule(config, 20).startswith("learning rate 0.01 from step 6; the")
+
+
 @pytest.mark.parametrize(
   ("start", "stop", "keep", "text"),
   [

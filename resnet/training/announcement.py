@@ -39,9 +39,10 @@ def announcement(
 def schedule(config: Config, start: int) -> str:
   """The learning rates that come after step `start`, and the end of the training."""
   rates = zip((1, *config.lr_decay_steps), (config.base_learn_rate, *config.lr_list), strict=True)
-  words = [f"{rate:g} from step {step:,}" for step, rate in rates]
-  passed = sum(step <= start + 1 for step in config.lr_decay_steps)
-  return f"learning rate {', '.join(words[passed:])}; the training ends after step {config.max_train_iter:,}"
+  taken = [(step, rate) for step, rate in rates if step <= config.max_train_iter]
+  passed = sum(step <= start + 1 for step, _ in taken) - 1  # The first is from step 1.
+  words = ", ".join(f"{rate:g} from step {step:,}" for step, rate in taken[passed:])
+  return f"learning rate {words}; the training ends after step {config.max_train_iter:,}"
 
 
 def changes_since_last_run(changes: Sequence[str], experiment: Experiment, start: int) -> str:
