@@ -5,27 +5,23 @@
 ./run_cifar_train.py --restore --id EXPERIMENT
 """
 
-import os
 import signal
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the process at once, also while modules load.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before TensorFlow is loaded: warnings and worse only.
 
 from absl import flags
 
 from resnet.configs.config import NUM_CLASSES
-from resnet.data import EvaluationData, get_dataset, splits
-from resnet.training.strategy import make_strategy
-from resnet.training.train_loop import train
 from resnet.training_flags import choose_experiment, define_training_flags
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
+from resnet.utils.quiet import without_noise
 
 FLAGS = flags.FLAGS
 
 
 def define_flags():
-  define_training_flags(dataset="cifar-10", results="./results/cifar", num_gpu=None)
+  define_training_flags(dataset="cifar-10", results="./results/cifar", gpus_by_default="all")
   flags.DEFINE_enum(
     "dataset",
     None,
@@ -45,7 +41,13 @@ def main():
   experiment, config = choose_experiment(FLAGS, "resnet-32", FLAGS.dataset, FLAGS.validation)
   if config.dataset == "imagenet":
     raise UserError(f"{config.name} is a model for ImageNet; train it by run_imagenet_train.py")
-  strategy = make_strategy(FLAGS.num_gpu, config.batch_size)
+  with without_noise():
+    # These load TensorFlow, which takes seconds: mistakes in the flags are answered before.
+    from resnet.data import EvaluationData, get_dataset, splits
+    from resnet.training.strategy import make_strategy
+    from resnet.training.train_loop import train
+
+    strategy = make_strategy(FLAGS.num_gpu, config.batch_size)
   train_split, test_split = splits(config.run_validation)
   train_data = get_dataset(config, FLAGS.data_dir, train_split)
   test_data = get_dataset(config, FLAGS.data_dir, test_split)
@@ -61,8 +63,7 @@ def main():
     evaluation_data,
     restore=FLAGS.restore,
     max_num_steps=FLAGS.max_num_steps,
-    jit=FLAGS.jit,
-    activation_memory=FLAGS.activation_memory,
+    keep_checkpoints=FLAGS.keep_checkpoints,
     monitors_reconstruction=FLAGS.monitor_reconstruction,
   )
   print(

@@ -5,19 +5,16 @@
 ./run_imagenet_eval.py --id EXPERIMENT --watch
 """
 
-import os
 import signal
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the process at once, also while modules load.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before TensorFlow is loaded: warnings and worse only.
 
 from absl import flags
 
-from resnet.data import EvaluationData, get_dataset
 from resnet.experiments.experiment import Experiment
-from resnet.training.evaluate import evaluate_checkpoints
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
+from resnet.utils.quiet import without_noise
 
 NUM_TRAIN_BATCHES = 100  # of the training images, that train_acc.csv is measured on
 
@@ -40,6 +37,12 @@ def main():
   config = experiment.load_config()
   if config.dataset != "imagenet":
     raise UserError(f"experiment {FLAGS.id} is one of {config.dataset}, not of imagenet")
+  with without_noise():
+    # These load TensorFlow, which takes seconds: mistakes in the flags are answered before.
+    from resnet.data import EvaluationData, get_dataset
+    from resnet.training.evaluate import evaluate_checkpoints, use_one_gpu
+
+    use_one_gpu()
   train_data = get_dataset(config, FLAGS.data_dir, "train")
   validation_data = get_dataset(config, FLAGS.data_dir, "validation")
   experiment.require_classes(validation_data.class_names)

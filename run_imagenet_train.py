@@ -9,29 +9,31 @@ import os
 import signal
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the process at once, also while modules load.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before TensorFlow is loaded: warnings and worse only.
 # Pictures are prepared many at a time: each one's compiled colour jitter is to take one thread, and all of the
 # width of its vector unit.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false --xla_cpu_prefer_vector_width=512")
 
 from absl import flags
 
-from resnet.data import get_dataset
-from resnet.data.description import read_description
-from resnet.training.strategy import make_strategy
-from resnet.training.train_loop import train
+from resnet.configs.description import read_description
 from resnet.training_flags import choose_experiment, define_training_flags
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
+from resnet.utils.quiet import without_noise
+
+NUM_GPU = 4  # by default, as in the paper
 
 FLAGS = flags.FLAGS
 
 
 def define_flags():
-  define_training_flags(dataset="imagenet", results="./results/imagenet", num_gpu=4)
+  define_training_flags(dataset="imagenet", results="./results/imagenet", gpus_by_default=f"{NUM_GPU}")
   flags.DEFINE_string("data_dir", "data/imagenet", "Folder of record files, or of TensorFlow Datasets.")
   flags.DEFINE_integer(
-    "num_pass", 1, "Forward and backward passes of each step, over which gradients are averaged.", lower_bound=1
+    "num_pass",
+    None,
+    "Forward and backward passes of each step, over which gradients are averaged. A new experiment has 1.",
+    lower_bound=1,
   )
 
 
@@ -41,7 +43,13 @@ def main():
   experiment, config = choose_experiment(FLAGS, "resnet-50", num_classes=num_classes)
   if config.dataset != "imagenet":
     raise UserError(f"{config.name} is a model for {config.dataset}; train it by run_cifar_train.py")
-  strategy = make_strategy(FLAGS.num_gpu, config.batch_size)
+  with without_noise():
+    # These load TensorFlow, which takes seconds: mistakes in the flags are answered before.
+    from resnet.data import get_dataset
+    from resnet.training.strategy import make_strategy
+    from resnet.training.train_loop import train
+
+    strategy = make_strategy(FLAGS.num_gpu, config.batch_size, default=NUM_GPU)
   train_data = get_dataset(config, FLAGS.data_dir, "train")
   if train_data.class_names is None:
     print(
@@ -55,9 +63,7 @@ def main():
     {},
     restore=FLAGS.restore,
     max_num_steps=FLAGS.max_num_steps,
-    num_pass=FLAGS.num_pass,
-    jit=FLAGS.jit,
-    activation_memory=FLAGS.activation_memory,
+    keep_checkpoints=FLAGS.keep_checkpoints,
     monitors_reconstruction=FLAGS.monitor_reconstruction,
   )
 

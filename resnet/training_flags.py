@@ -3,7 +3,8 @@
 import dataclasses
 import datetime
 import random
-from typing import Any, Protocol
+import sys
+from typing import Any
 
 from absl import flags
 
@@ -15,14 +16,18 @@ from resnet.original.config_file import load_config
 from resnet.utils.errors import UserError
 from resnet.utils.quantities import define_bytes
 
+# Flags that need not be given again, since they choose the experiment or are fields of its configuration.
+_SAVED = {"id", "restore", "model", "config", "dataset", "validation", "override", "max_num_steps"}
+_FIELDS = ("dtype", "kept_units", "activation_memory", "num_pass", "jit")
 
-def define_training_flags(dataset: str, results: str, num_gpu: int | None) -> None:
+
+def define_training_flags(dataset: str, results: str, gpus_by_default: str) -> None:
   """Defines the flags that training scripts have in common.
 
   Args:
     dataset: "imagenet" or "cifar-10", whose models --model may name.
     results: default of --results.
-    num_gpu: default of --num_gpu; None for all.
+    gpus_by_default: how many GPUs are taken without --num_gpu, for its help.
   """
   models = [name for name in config_names() if get_config(name).dataset == dataset]
   flags.DEFINE_string("model", None, f"Model: {', '.join(models)}.")
@@ -33,7 +38,14 @@ def define_training_flags(dataset: str, results: str, num_gpu: int | None) -> No
   flags.DEFINE_bool("restore", False, "Continue the experiment of --id from its newest checkpoint.")
   flags.DEFINE_integer("max_num_steps", -1, "Take at most so many steps in this run; -1: no limit.")
   flags.DEFINE_integer(
-    "num_gpu", num_gpu, "Number of GPUs of each machine; all if not given; 0: the CPU.", lower_bound=0
+    "num_gpu", None, f"Number of GPUs of each machine; 0: the CPU. Default: {gpus_by_default}.", lower_bound=0
+  )
+  flags.DEFINE_integer(
+    "keep_checkpoints",
+    None,
+    "Remove older checkpoints than the newest so many that are good; one that run_imagenet_eval.py --watch has "
+    "yet to evaluate stays. Default: keep all.",
+    lower_bound=1,
   )
   flags.DEFINE_enum(
     "dtype",
@@ -53,32 +65,19 @@ def define_training_flags(dataset: str, results: str, num_gpu: int | None) -> No
     "activation_memory",
     "Instead of --kept_units: as many as fit when the activations take this memory of each device, e.g. 2GB.",
   )
-  flags.DEFINE_bool("jit", False, "Compile forward and backward pass by XLA.")
+  flags.DEFINE_bool(
+    "jit", None, "Compile forward and backward pass by XLA. Default: a new experiment does not."
+  )
   flags.DEFINE_bool(
     "monitor_reconstruction", False, "Log how well a RevNet's activations are rebuilt; warn when they are not."
   )
   flags.DEFINE_multi_string(
-    "override", [], "field=value: a field of the configuration to change, in this run. Repeatable."
+    "override", [], "field=value: a field of the configuration to change, from this run on. Repeatable."
   )
 
 
-class TrainingFlags(Protocol):
-  """The flags of a run script that choose experiment and configuration; None is a flag not given."""
-
-  id: str | None
-  results: str
-  logs: str
-  restore: bool
-  model: str | None
-  config: str | None
-  dtype: str | None
-  kept_units: str | None
-  activation_memory: float | None
-  override: list[str]
-
-
 def choose_experiment(
-  values: TrainingFlags,
+  values: flags.FlagValues,
   default_model: str,
   dataset: str | None = None,
   run_validation: bool | None = None,
@@ -87,8 +86,8 @@ def choose_experiment(
   """The experiment and configuration that a run script's flags ask for.
 
   Args:
-    values: the values of the flags. Without --id the experiment is a new one. With --restore, the configuration
-      is the one that the experiment was started with, unless --config names another.
+    values: of the flags, None for one not given. Without --id the experiment is a new one. With --restore, the
+      configuration is the one of the experiment's last run, unless --config names another.
     default_model: of a new experiment.
     dataset: instead of the configuration's; sets num_classes too. None leaves it.
     run_validation: instead of the configuration's. None leaves it.
@@ -99,10 +98,15 @@ def choose_experiment(
   """
   if values.restore and values.id is None:
     raise UserError("--restore needs --id, the experiment to continue")
-  kept_units = [] if values.kept_units is None else [f"kept_units={values.kept_units}"]
-  overrides = [*kept_units, *values.override]
+  given = {field: values[field].value for field in _FIELDS if field in values}
+  overrides = [f"{field}={_json(value)}" for field, value in given.items() if value is not None]
+  overrides += values.override
   if values.activation_memory is not None and any(change.startswith("kept_units=") for change in overrides):
     raise UserError("--activation_memory chooses the kept units; give it or --kept_units, not both")
+  if any(change.startswith("num_replicas=") for change in overrides):
+    raise UserError(
+      "num_replicas is no choice: it is the number of devices that --num_gpu and the machines give"
+    )
   chosen = [
     ("model", "name", values.model),
     ("dataset", "dataset", dataset),
@@ -113,25 +117,39 @@ def choose_experiment(
     config = load_config(values.config)
   elif values.restore:
     config = Experiment.named(values.id or "", values.results, values.logs).load_config()
-    for flag, field, given in chosen:
+    for flag, field, value in chosen:
       saved = getattr(config, field)
-      if given not in (None, saved):
-        raise UserError(f"--{flag} is {given}, but experiment {values.id} was started with {saved}")
+      if value not in (None, saved):
+        raise UserError(f"--{flag} is {value}, but experiment {values.id} was started with {saved}")
   else:
     config = get_config(default_model if values.model is None else values.model)
     if num_classes is not None:
       config = dataclasses.replace(config, num_classes=num_classes)
-  fields: dict[str, Any] = {field: given for _, field, given in chosen[1:] if given is not None}
+  fields: dict[str, Any] = {field: value for _, field, value in chosen[1:] if value is not None}
   if dataset is not None:
     fields["num_classes"] = NUM_CLASSES[dataset]
   config = override_config(dataclasses.replace(config, **fields), overrides)
   if values.kept_units is not None and not config.manual_gradients:
     raise UserError(f"--kept_units needs a RevNet with manual_gradients, which {config.name} is not")
+  if values.monitor_reconstruction and config.model_class != "revnet":
+    raise UserError(f"--monitor_reconstruction needs a RevNet; {config.name} rebuilds nothing")
   name = values.id if values.id is not None else new_id(config.dataset, config.name)
   experiment = Experiment.named(name, values.results, values.logs)
   if not values.restore:
     experiment.require_new()
-  return experiment, config
+  # Python's own arguments begin with the interpreter and end with the script's.
+  program = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
+  return dataclasses.replace(experiment, program=tuple(program), flags=given_again(values)), config
+
+
+def given_again(values: flags.FlagValues) -> tuple[str, ...]:
+  """The flags of the command line that the next command needs, too, since no configuration has them."""
+  names = [name for name in values if values[name].present and name not in {*_SAVED, *_FIELDS}]
+  return tuple(values[name].serialize() for name in sorted(names))
+
+
+def _json(value: object) -> object:
+  return str(value).lower() if isinstance(value, bool) else value
 
 
 def new_id(dataset: str, model: str) -> str:

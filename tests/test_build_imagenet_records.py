@@ -19,7 +19,7 @@ from absl import flags
 from helpers import fresh_flags
 from imagenet_helpers import cmyk_jpeg, jpeg, picture, small_config
 
-from resnet.data.description import FILE, read_description
+from resnet.configs.description import FILE, read_description
 from resnet.data.imagenet import ImagenetDataset
 from resnet.tools.build_imagenet_records import __main__ as build_imagenet_records
 from resnet.tools.build_imagenet_records import shards

@@ -129,7 +129,7 @@ def test_configs_survive_json(tmp_path):
     assert get_config_from_json(tmp_path / "conf.json") == get_config(name)
 
 
-NEW = ("grid_bits", "kept_units")  # since version 0.1
+NEW = ("grid_bits", "kept_units", "activation_memory", "num_replicas", "num_pass", "jit")  # since version 0.1
 
 
 @pytest.mark.parametrize(

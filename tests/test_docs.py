@@ -58,5 +58,6 @@ def test_flags_are_those_of_the_programs(page):
   sources = [*ROOT.glob("run_*.py"), *(ROOT / "resnet").rglob("*.py"), *programs]
   code = "".join(text_of(source) for source in sources)
   defined = set(re.findall(r"(?:DEFINE_\w+|define_bytes|add_argument)\(\s*\"(?:--)?(\w+)\"", code)) | FOREIGN
+  defined |= {f"no{name}" for name in re.findall(r"DEFINE_bool\(\s*\"(\w+)\"", code)}
   shown = set(re.findall(r"(?<![\w-])--(\w[\w-]*)", text_of(page)))
   assert shown <= defined, shown - defined

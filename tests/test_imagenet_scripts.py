@@ -1,5 +1,6 @@
 """The ImageNet scripts end to end on tiny data, and evaluation beside training."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from imagenet_helpers import prepare_tfds, small_config, write_classic
 from resnet.configs import get_config, save_config
 from resnet.data import EvaluationData, get_dataset
 from resnet.experiments.experiment import Experiment
+from resnet.experiments.watch import to_be_evaluated
 from resnet.models import get_model
 from resnet.training import evaluate
 from resnet.training.checkpoint import Checkpoints
@@ -69,7 +71,8 @@ def test_training_on_what_tensorflow_datasets_prepared(tmp_path, run_script):
 
 def test_watching_takes_complete_checkpoints_as_they_appear(folder, monkeypatch):
   experiment = Experiment.named("a", str(folder / "results"), str(folder / "logs/public"))
-  experiment.create(CONFIG)
+  first = dataclasses.replace(CONFIG, max_train_iter=2)
+  experiment.create(first)
   model = get_model(CONFIG)
   optimizer = make_optimizer(CONFIG, model)
   checkpoints = Checkpoints(experiment.folder, model, optimizer)
@@ -83,7 +86,12 @@ def test_watching_takes_complete_checkpoints_as_they_appear(folder, monkeypatch)
     path = experiment.logs_folder / "valid_acc.csv"
     return points(folder, "valid_acc") if path.exists() else []
 
-  while_it_sleeps = iter([half_written, lambda: checkpoints.save(2), lambda: checkpoints.save(3)])
+  def continued_for_longer():
+    assert to_be_evaluated(experiment, [2, 3]) == {2, 3}
+    experiment.change_config(CONFIG, 1)
+    checkpoints.save(2)
+
+  while_it_sleeps = iter([half_written, continued_for_longer, lambda: checkpoints.save(3)])
   seen = []
 
   def sleep(seconds):
@@ -93,16 +101,17 @@ def test_watching_takes_complete_checkpoints_as_they_appear(folder, monkeypatch)
 
   monkeypatch.setattr("time.sleep", sleep)
   data = {"valid_acc": EvaluationData(get_dataset(CONFIG, folder / "data/imagenet", "validation"), 1)}
-  evaluate_checkpoints(CONFIG, experiment, data, watch=True)
-  assert seen == [[], [], [2]]
+  evaluate_checkpoints(first, experiment, data, watch=True)
+  assert seen == [[], [], [2]], "the schedule in force decides when all is evaluated"
   assert evaluated() == [2, 3]
+  assert not to_be_evaluated(experiment, [4]), "it watches no more"
 
 
 @pytest.mark.parametrize(
   ("script", "arguments", "message"),
   [
     ("train", ["--num_gpu=4"], "--num_gpu is 4, but 0 GPUs are visible to TensorFlow"),
-    ("train", [], "--num_gpu is 4, but 0 GPUs are visible to TensorFlow"),
+    ("train", [], "the default of --num_gpu is 4, but 0 GPUs are visible to TensorFlow; give --num_gpu 0"),
     ("train", ["--model=revnet-110"], "revnet-110 is a model for cifar-10; train it by run_cifar_train.py"),
     ("train", ["--num_gpu=0", "--data_dir=empty"], "empty"),
     ("train", ["--num_gpu=0", "--num_pass=0"], "flag --num_pass=0"),
@@ -112,6 +121,7 @@ def test_watching_takes_complete_checkpoints_as_they_appear(folder, monkeypatch)
     ("train", ["--id=there", "--restore", "--model=resnet-50"], "--model is resnet-50, but experiment there"),
     ("eval", [], "Flag --id must have a value"),
     ("eval", ["--id=none"], "no experiment none in results/imagenet"),
+    ("eval", ["--id=other"], "other/conf.json is missing; there is one by --results results/cifar"),
     ("eval", ["--id=cifar"], "experiment cifar is one of cifar-10, not of imagenet"),
     ("eval", ["--id=there"], "no checkpoint in results/imagenet/there"),
     ("eval", ["--id=there", "--ckpt_num=7"], "no checkpoint results/imagenet/there/model.ckpt-7"),
@@ -123,6 +133,8 @@ def test_mistakes_are_one_clear_line(folder, run_script, script, arguments, mess
     (folder / f"results/imagenet/{name}").mkdir(parents=True)
     save_config(config, folder / f"results/imagenet/{name}/conf.json")
   (folder / "results/imagenet/cifar/model.ckpt-1.index").touch()
+  (folder / "results/cifar/other").mkdir(parents=True)
+  save_config(CONFIG, folder / "results/cifar/other/conf.json")
   (folder / "empty").mkdir()
   before = sorted(folder.rglob("*"))
   error = run_script(f"run_imagenet_{script}.py", *arguments)

@@ -47,6 +47,29 @@ def test_two_experiments_in_one_picture(run_module, tmp_path, drawn):
   assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
+def test_seeds_are_drawn_as_their_mean_and_range(run_module, tmp_path, drawn):
+  logs = tmp_path / "logs/public"
+  write(logs, "a", [(1, 2.0), (2, 1.0), (3, 0.5)], [(1, 0.25)])
+  write(logs, "b", [(1, 4.0), (3, 1.5), (4, 9.0)], [(2, 0.5)])
+  write(logs, "c", [(1, 6.0), (2, 9.0), (3, 2.5)])
+  write(logs, "a,c", [(7, 3.0)])  # Its name has a comma.
+  assert run_module(plot_curves, "a,b,c", "a", "a,c", "--label=mean", "--label=one", "--label=comma") is None
+  (figure,) = drawn
+  assert lines(figure, "training loss") == [([1, 3], [4, 1.5]), ([1, 2, 3], [2, 1, 0.5]), ([7], [3])]
+  (axis,) = [axis for axis in figure.axes if "training loss" in axis.get_title()]
+  (band,) = axis.collections
+  assert {tuple(point) for point in band.get_paths()[0].vertices} == {(1, 2), (1, 6), (3, 0.5), (3, 2.5)}
+  assert lines(figure, "test or validation accuracy") == [([1], [25])], "no step in common, and c has none"
+
+
+def test_dense_seeds_are_smoothed(tmp_path, drawn):
+  zigzag = np.arange(1000) % 2 + 1.0
+  seeds = np.stack([zigzag, zigzag + 10])
+  plot_curves.plot({"a": {"train_ce": (np.arange(1000), seeds)}}, tmp_path / "a.png")
+  ((_, smooth),) = lines(drawn[0], "training loss")
+  np.testing.assert_allclose(smooth[20:-20], 6.5, atol=0.1)
+
+
 def test_a_resumed_run_is_drawn_once(tmp_path):
   write(tmp_path, "a", [(1, 2.0), (2, 1.0), (3, 0.5), (2, 9.0), (3, 9.0), (4, 0.25)])
   steps, values = plot_curves.read_curves("a", tmp_path)["train_ce"]
@@ -81,10 +104,12 @@ def test_a_long_list_of_experiments_keeps_its_lines_apart(tmp_path, drawn):
   ("arguments", "message"),
   [
     ([], "no experiment is named; write its ID behind the command"),
-    (["a", "c"], "no experiment c in ./logs/public; there are a"),
+    (["a", "c"], "no experiment c in ./logs/public; there are a, late"),
     (["a", "--logs=nowhere"], "no experiment a in nowhere; there is none"),
     (["empty"], "experiment empty has no curves: no point in logs/public/empty/{train_ce,"),
     (["a", "--label=x", "--label=y"], "--label must be given once for each of the 1 IDs, got 2"),
+    (["a,c"], "no experiment c in ./logs/public; there are a"),
+    (["a,late"], "a,late have no step of a curve in common"),
     (["a", "a"], "a is named twice; give each experiment a --label of its own"),
     (["a", "--output=nowhere/a.png"], "cannot write nowhere/a.png: No such file or directory"),
     (["../a"], "an experiment's ID must be the name of a folder, without '/', got '../a'"),
@@ -93,6 +118,7 @@ def test_a_long_list_of_experiments_keeps_its_lines_apart(tmp_path, drawn):
 )
 def test_a_mistake_is_one_line(run_module, tmp_path, arguments, message):
   write(tmp_path / "logs/public", "a", [(1, 2.0)])
+  write(tmp_path / "logs/public", "late", [(9, 2.0)])
   (tmp_path / "logs/public/empty").mkdir()
   error = run_module(plot_curves, *arguments)
   assert error.startswith("plot_curves.py: error: ")

@@ -20,16 +20,18 @@ import tensorflow as tf
 from helpers import ROOT, values
 from test_training import CONFIG, built, run, steps
 
-from resnet.configs import override_config
+from resnet.configs import get_config, override_config
 from resnet.data import get_dataset
 from resnet.experiments.curves import read_curve
 from resnet.experiments.experiment import Experiment
 from resnet.experiments.lock import locked
 from resnet.experiments.logger import ExperimentLogger
+from resnet.experiments.watch import begin_watching, end_watching
 from resnet.training.checkpoint import CheckpointError, Checkpoints, NotFiniteError, SaveError
+from resnet.training.saver import Saver
 from resnet.training.train_loop import make_train_step
 from resnet.utils.app import run as run_main
-from resnet.utils.errors import UserError
+from resnet.utils.errors import UserError, reason_of
 
 SHORT = dataclasses.replace(CONFIG, max_train_iter=4, valid_iter=100, save_iter=1, disp_iter=1)
 
@@ -107,7 +109,8 @@ def test_a_checkpoint_of_version_0_1_that_is_not_finite_is_passed_over(
 def advised(error):
   """The flags that the message of a run that diverged advises: (overrides, whether to restore)."""
   flags = shlex.split(str(error.value).partition(" by ")[2])
-  return [flag for flag in flags if "=" in flag], "--restore" in flags
+  assert "--id=a" in flags
+  return [flag.removeprefix("--override=") for flag in flags if "--override" in flag], "--restore" in flags
 
 
 def test_a_diverged_run_names_the_newest_good_checkpoint_and_its_advice_works(tmp_path):
@@ -123,15 +126,47 @@ def test_a_diverged_run_names_the_newest_good_checkpoint_and_its_advice_works(tm
   assert steps(experiment, "train_ce") == [1, 2, 3, 4]
 
 
-def test_a_run_that_diverged_before_any_good_checkpoint_can_be_started_again(tmp_path):
-  fast = override_config(SHORT, ["base_learn_rate=1e30", "lr_list=1e30,1e30"])
-  with pytest.raises(UserError, match="no checkpoint is left .* start again by --id a") as error:
+@pytest.mark.parametrize(
+  "rate", ["1e7", "1e30"]
+)  # The loss of step 2 is finite and of no use, or not a number.
+def test_a_run_that_diverged_before_any_good_checkpoint_can_be_started_again(tmp_path, rate):
+  fast = override_config(SHORT, [f"base_learn_rate={rate}", f"lr_list={rate},{rate}"])
+  with pytest.raises(
+    UserError, match="no checkpoint is left .* start again by .*--config=.*results/a/conf.json --id=a "
+  ) as error:
     run(tmp_path, "a", fast)
   assert not [*tmp_path.rglob("model.ckpt*")], "the loss after step 1 is not finite, whatever the rate"
   overrides, restore = advised(error)
   assert not restore
   experiment, _ = run(tmp_path, "a", override_config(fast, [*overrides, "max_train_iter=2"]))
   assert steps(experiment, "train_ce") == [1, 2]
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_restored_checkpoint_that_no_rate_can_mend_is_said_to_be_so(tmp_path, earlier):
+  experiment, _ = run(tmp_path, "a", SHORT, max_num_steps=1 + earlier)
+  ruined = 1 + earlier
+  model, optimizer = built(SHORT)
+  checkpoints = Checkpoints(experiment.folder, model, optimizer)
+  checkpoints.restore(ruined)
+  model.trainable_variables[-1].assign(np.linspace(0, 1e9, 10))  # the classifier's biases
+  checkpoints.save(ruined)
+  slow = override_config(SHORT, ["base_learn_rate=1e-9", "lr_list=1e-9,1e-9"])
+  message = (
+    rf"the loss of the first step from .*model.ckpt-{ruined} is \d.*e\+0\d, which no learning rate will mend"
+  )
+  with pytest.raises(UserError, match=message) as error:
+    run(tmp_path, "a", slow, restore=True)
+  if earlier:
+    assert str(error.value).endswith("model.ckpt-2.* to continue from the checkpoint before it")
+  else:
+    assert re.search(
+      r"delete .*model.ckpt-1\.\*, and start again by --config=.*results/a/conf.json --id=a", str(error.value)
+    )
+  checkpoints.remove(ruined)
+  overrides, restore = advised(error) if not earlier else ([], True)
+  assert restore == earlier
+  run(tmp_path, "a", override_config(slow, overrides), restore=restore, max_num_steps=1)
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
@@ -177,6 +212,63 @@ def test_the_loss_scale_stays_at_least_one(network):
   optimizer.apply(overflow, model.trainable_variables)
   assert optimizer.loss_scale.numpy() == 1
   assert optimizer.overflows_always()
+
+
+# What is kept.
+
+
+@pytest.mark.parametrize("keep", [None, 1, 2])
+def test_older_checkpoints_go_but_never_the_newest_good_one(checkpoints, network, tmp_path, keep):
+  folder, opened = checkpoints
+  opened.save(9)  # Of a run that was continued from step 3 then; it is none of the newest now.
+  opened.save(4)
+  opened.remove(4)
+  saver = Saver(opened, SHORT, Experiment("a", folder, tmp_path / "logs"), restored=3, keep=keep)
+  left = []
+  for step, loss in ((4, 2.0), (5, 2.0), (6, np.nan)):
+    if loss == loss:
+      saver.check(step, loss, network[1])
+      left.append(opened.steps())
+      saver.save(step)
+    else:
+      with pytest.raises(UserError, match="continue from the newest checkpoint"):
+        saver.check(step, loss, network[1])
+    left.append(opened.steps())
+  assert (
+    left
+    == {
+      None: [[1, 2, 3, 9], [1, 2, 3, 4, 9], [1, 2, 3, 4, 9], [1, 2, 3, 4, 5, 9], [1, 2, 3, 4, 9]],
+      # A checkpoint is good when the loss after it is known: until then the one before it stays.
+      1: [[3, 9], [3, 4, 9], [4, 9], [4, 5, 9], [4, 9]],
+      2: [[2, 3, 9], [3, 4, 9], [3, 4, 9], [4, 5, 9], [4, 9]],
+    }[keep]
+  )
+
+
+def test_a_checkpoint_that_waits_to_be_evaluated_stays(checkpoints, network, tmp_path):
+  folder, opened = checkpoints
+  experiment = Experiment("a", folder, tmp_path / "logs")
+  begin_watching(experiment)
+  curves = ExperimentLogger(experiment.logs_folder)
+  curves.log("valid_acc", 1, acc=0.5)
+  saver = Saver(opened, SHORT, experiment, restored=3, keep=1)
+  saver.check(4, 2.0, network[1])
+  assert opened.steps() == [2, 3]
+  curves.log("valid_acc", 2, acc=0.5)
+  saver.check(4, 2.0, network[1])
+  assert opened.steps() == [3]
+  saver.save(4)
+  saver.check(5, 2.0, network[1])
+  assert opened.steps() == [3, 4]
+  end_watching(experiment)
+  saver.check(5, 2.0, network[1])
+  assert opened.steps() == [4]
+
+
+def test_what_is_said_of_a_checkpoint_s_size_is_true(checkpoints):
+  folder, opened = checkpoints
+  size = sum(path.stat().st_size for path in folder.glob("model.ckpt-3.*"))
+  assert 0.5 * size < opened.num_bytes <= size
 
 
 # Opening checkpoints.
@@ -243,7 +335,7 @@ def test_an_experiment_without_checkpoints_can_be_started_again(tmp_path, conf):
   if conf is not None:
     experiment.config_file.write_bytes(conf)
   run(tmp_path, "a", SHORT, max_num_steps=1)
-  assert experiment.load_config() == SHORT
+  assert experiment.load_config() == dataclasses.replace(SHORT, num_replicas=1)
   assert steps(experiment, "train_ce") == [1]
 
 
@@ -420,6 +512,8 @@ def test_a_second_signal_ends_a_process_that_is_stuck():
 
 @pytest.mark.parametrize("script", ["run_cifar_train.py", "run_imagenet_train.py", "run_imagenet_eval.py"])
 def test_ctrl_c_while_the_modules_load_is_no_traceback(script, tmp_path):
+  if script == "run_imagenet_eval.py":
+    Experiment.named("a", str(tmp_path / "results/imagenet"), "").create(get_config("revnet-56"))
   command = [sys.executable, "-X", "importtime", str(ROOT / script), "--id=a"]
   with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
     while "google.protobuf" not in process.stderr.readline():  # TensorFlow is being loaded.
@@ -470,6 +564,11 @@ def test_a_signal_during_the_last_save_ends_the_run_and_one_in_the_final_evaluat
     (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device", False),
     (PermissionError(errno.EACCES, "Permission denied", "there"), "error: there: Permission denied", False),
     (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating"), "lower batch_size (OOM when", False),
+    (
+      tf.errors.ResourceExhaustedError(None, None, "{{function_node __wrapped__Cast}} OOM [Op:Cast]"),
+      "lower batch_size (OOM)",
+      False,
+    ),
     (OSError("without a number"), "please report it", True),
     (ZeroDivisionError("division by zero"), "please report it, with the lines above and the command", True),
   ],
@@ -486,7 +585,23 @@ def test_every_error_ends_in_one_line(monkeypatch, capsys, error, message, has_t
   assert ("Traceback" in capsys.readouterr().err) == has_traceback
 
 
-def test_a_short_run_s_bar_shows_its_speed(tmp_path, capsys):
-  run(tmp_path, "a", SHORT, max_num_steps=1)
-  last = capsys.readouterr().err.split("\r")[-1]
-  assert int(re.search(r"(\d+) images/s", last)[1]) > 0
+@pytest.mark.parametrize(
+  ("message", "reason"),
+  [
+    (
+      "Graph execution error:\n\nDetected at node CollectiveReduceV2 defined at (most recent call last):\n"
+      '<stack traces unavailable>\n  File "a.py", line 3, in main\n    train()\n'
+      "Connection reset by peer\n\t [[{{node CollectiveReduceV2}}]] [Op:__inference_train_step_1234]",
+      "Connection reset by peer",
+    ),
+    (
+      "{{function_node __wrapped__SaveV2}} /d/part.data; No space left on device [Op:SaveV2]",
+      "/d/part.data; No space left on device",
+    ),
+    ("plain", "plain"),
+    ("\n [[{{node a}}]]", "ValueError"),
+    ("", "ValueError"),
+  ],
+)
+def test_tensorflow_s_messages_come_down_to_the_reason(message, reason):
+  assert reason_of(ValueError(message)) == reason

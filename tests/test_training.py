@@ -14,12 +14,14 @@ from helpers import assert_close, values
 
 from resnet.configs import get_config
 from resnet.data import EvaluationData, get_dataset
+from resnet.experiments.curves import read_curve
 from resnet.experiments.experiment import Experiment
 from resnet.models import RevNet, get_model
 from resnet.models.storage import activation_bytes
 from resnet.training.checkpoint import Checkpoints
+from resnet.training.evaluate import make_evaluate
 from resnet.training.optimizer import INITIAL_LOSS_SCALE, make_optimizer
-from resnet.training.step import loss_and_gradients
+from resnet.training.step import averaged_over_passes, loss_and_gradients
 from resnet.training.strategy import make_strategy
 from resnet.training.train_loop import train
 from resnet.utils.errors import UserError
@@ -79,7 +81,7 @@ def test_curves_and_checkpoints_come_when_they_are_due(uninterrupted):
   assert {path.name for path in experiment.folder.glob("*.index")} == {
     f"model.ckpt-{k}.index" for k in (1, 4, 6)
   }
-  assert experiment.load_config() == CONFIG
+  assert experiment.load_config() == dataclasses.replace(CONFIG, num_replicas=1)
   assert set(accuracies) == {"train_acc", "valid_acc"}
   header = (experiment.logs_folder / "learn_rate.csv").read_text().splitlines()
   assert header[0] == "step,time,lr"
@@ -99,6 +101,41 @@ def test_the_curves_are_in_tensorboard_too(uninterrupted):
   assert points == {
     curve: steps(experiment, curve) for curve in ("train_ce", "train_acc", "valid_acc", "learn_rate")
   }
+
+
+def test_a_log_has_a_line_at_each_evaluation_and_change_of_rate(tmp_path, monkeypatch, capsys):
+  evaluated = []
+
+  def make_evaluate_counted(*args):
+    evaluate = make_evaluate(*args)
+
+    def counted(dataset):
+      evaluated.append(dataset)
+      return evaluate(dataset)
+
+    return counted
+
+  monkeypatch.setattr("resnet.training.train_loop.make_evaluate", make_evaluate_counted)
+  experiment, accuracies = run(tmp_path, "a")
+  log = capsys.readouterr()
+  assert not log.err
+  lines = log.out.partition("\ncompiling ...\ncompiled, ")[2].splitlines()[1:]
+  found = [
+    re.match(r"step (\d)/6 .* loss (\S+) .*train acc +(\S+) .*test acc +(\S+) .*rate (\S+) ", line)
+    for line in lines
+  ]
+  losses = {step: f"{loss:.4f}" for step, loss in read_curve(experiment.logs_folder / "train_ce.csv").items()}
+  rates = read_curve(experiment.logs_folder / "learn_rate.csv")
+  assert [int(line[1]) for line in found] == [1, 3, 5, 6], "evaluations at 1, 3 and 6, new rates at 3 and 5"
+  assert [float(line[5]) for line in found] == pytest.approx([0.1, rates[3], rates[5], rates[6]])
+  assert found[-1][2] == losses[6]
+  for group, curve in ((3, "train_acc"), (4, "valid_acc")):
+    points = read_curve(experiment.logs_folder / f"{curve}.csv")
+    assert [line[group] for line in found] == [
+      f"{100 * points[k]:.2f}" if k in points else "-" for k in (1, 3, 5, 6)
+    ]
+    assert accuracies[curve] == pytest.approx(points[6])
+  assert len(evaluated) == 6, "two data sets after steps 1, 3 and 6; none again at the end"
 
 
 @pytest.mark.parametrize("stop", [1, 2, 5])
@@ -129,8 +166,7 @@ def test_float16_keeps_its_loss_scale(tmp_path):
 
 
 def test_compiled_training_agrees(uninterrupted, tmp_path):
-  config = dataclasses.replace(CONFIG, max_train_iter=1)
-  experiment, _ = run(tmp_path, "a", config, jit=True)
+  experiment, _ = run(tmp_path, "a", dataclasses.replace(CONFIG, max_train_iter=1, jit=True))
   expected = tensors(uninterrupted[0], 1)
   actual = tensors(experiment, 1)
   assert_close([actual[name] for name in expected], list(expected.values()), 5e-3, list(expected))
@@ -177,13 +213,6 @@ def test_the_reconstruction_is_monitored_and_warned_of(
   assert measured == [(100, 32, 32, 3)]
   (warning,) = [record.getMessage() for record in caplog.records if "rebuilt" in record.getMessage()]
   assert re.match(message, warning)
-
-
-def test_a_network_that_rebuilds_nothing_is_not_monitored(tmp_path):
-  config = dataclasses.replace(get_config("resnet-32"), dataset="digits")
-  with pytest.raises(UserError, match="--monitor_reconstruction needs a RevNet; resnet-32 rebuilds nothing"):
-    run(tmp_path, "a", config, monitors_reconstruction=True)
-  assert not (tmp_path / "results").exists()
 
 
 def test_a_finished_run_only_evaluates(uninterrupted):
@@ -238,6 +267,8 @@ def test_ctrl_c_saves_and_says_how_to_continue(tmp_path, capsys):
       spec = get_dataset(CONFIG, "", "train").training_batches(*args).element_spec
       return tf.data.Dataset.from_generator(batches, output_signature=spec)
 
+    num_examples = 1500
+
     def data_errors(self):
       return contextlib.nullcontext()
 
@@ -248,8 +279,18 @@ def test_ctrl_c_saves_and_says_how_to_continue(tmp_path, capsys):
   assert exit_info.value.code == 128 + signal.SIGINT
   assert signal.getsignal(signal.SIGINT) == handler
   stopped = max(steps(experiment, "learn_rate"))
-  assert f"stopped at step {stopped}; continue with --restore --id c" in capsys.readouterr().out
+  assert f"stopped at step {stopped}; continue with --restore --id=c" in capsys.readouterr().out
   assert (experiment.folder / f"model.ckpt-{stopped}.index").exists()
+
+
+def test_a_network_that_is_frozen_whole_has_a_loss_and_no_gradients():
+  model, _ = built(CONFIG)
+  model.trainable = False
+  images, labels = next(iter(get_dataset(CONFIG, "", "train").training_batches(0)))
+  for num_pass in (1, 2):
+    loss, gradients = averaged_over_passes(model, images, labels, num_pass)
+    assert np.isfinite(loss)
+    assert gradients == []
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
@@ -281,25 +322,34 @@ def two_halves(tmp_path_factory):
 )
 def test_replicas_and_passes_train_as_parts_of_the_batch(two_halves, tmp_path, devices, num_pass, kept_units):
   strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(devices)])
-  config = dataclasses.replace(CONFIG, max_train_iter=3, kept_units=kept_units)
-  experiment, _ = run(tmp_path, "e", config=config, strategy=strategy, num_pass=num_pass)
+  config = dataclasses.replace(CONFIG, max_train_iter=3, kept_units=kept_units, num_pass=num_pass)
+  experiment, _ = run(tmp_path, "e", config=config, strategy=strategy)
   model, optimizer = built(config)
   Checkpoints(experiment.folder, model, optimizer).restore(3)
   for ours, expected in zip(model.variables, two_halves.variables, strict=True):
     np.testing.assert_allclose(ours, expected, rtol=2e-3, atol=2e-5, err_msg=expected.path)
 
 
-def test_a_run_keeps_what_fits_the_memory_of_a_pass(tmp_path, capfd):
-  config = dataclasses.replace(CONFIG, max_train_iter=1)
-  experiment, _ = run(tmp_path, "e", config=config, num_pass=2, activation_memory=1.8e6)
-  kept = int(experiment.load_config().kept_units)
-  assert 5 * activation_bytes(config, kept) <= 1.8e6 < 5 * activation_bytes(config, kept + 1)
+def test_a_run_keeps_what_fits_the_memory_of_a_pass(tmp_path, capfd, monkeypatch):
+  networks = []
+
+  def get_model_seen(config):
+    networks.append(config)
+    return get_model(config)
+
+  monkeypatch.setattr("resnet.training.train_loop.get_model", get_model_seen)
+  config = dataclasses.replace(CONFIG, max_train_iter=1, num_pass=2, activation_memory=1.8e6)
+  experiment, _ = run(tmp_path, "e", config=config)
+  (network,) = networks
+  kept = int(network.kept_units)
+  assert 5 * activation_bytes(CONFIG, kept) <= 1.8e6 < 5 * activation_bytes(CONFIG, kept + 1)
   assert " for the 5 images that a device takes at a time" in capfd.readouterr().out
+  assert experiment.load_config().activation_memory == 1.8e6, "on other devices it is fitted anew"
 
 
 def test_passes_that_do_not_divide_the_batch_are_refused(tmp_path):
   with pytest.raises(UserError, match="--num_pass must divide the 10 images of a replica, got 3"):
-    run(tmp_path, "f", num_pass=3)
+    run(tmp_path, "f", dataclasses.replace(CONFIG, num_pass=3))
   assert not (tmp_path / "results").exists()
 
 
@@ -311,5 +361,7 @@ def built(config):
 
 
 def test_devices_that_are_not_there_are_refused():
-  with pytest.raises(UserError, match="--num_gpu is 3, but 0 GPUs are visible"):
+  with pytest.raises(UserError, match="--num_gpu is 3, but 0 GPUs .* give --num_gpu 0 to train on the CPU"):
     make_strategy(3, 12)
+  with pytest.raises(UserError, match="the default of --num_gpu is 4, but 0 GPUs .* give --num_gpu 0 to train"):
+    make_strategy(None, 12, default=4)

@@ -70,9 +70,13 @@ class Config:
   chain: str  # form of the manual gradients, see resnet/reversible/chain.py; "auto": the faster one
   kept_units: str = "auto"  # what manual gradients keep to save time, see resnet/models/storage.py
   grid_bits: int = 0  # 14, say, rebuilds to the last bit, see ReversibleChain; 0: no grid, as in version 0.1
+  activation_memory: float = 0.0  # bytes of each device: keeps what fits them; 0: kept_units says what is kept
   dtype: str  # Keras' dtype policy of the residual functions; streams are float32, or float64 with float64
   # Training.
   batch_size: int  # of one update, over all replicas
+  num_replicas: int = 0  # devices that the batch is split over, as the last run had them; 0: not known
+  num_pass: int = 1  # in which a replica takes its part of the batch, one after the other
+  jit: bool = False  # compile forward and backward pass by XLA
   valid_batch_size: int  # of evaluation
   preprocessor: str
   optimizer: str  # "mom": SGD with momentum
@@ -161,7 +165,7 @@ def _check_choices(config: Config) -> None:
 def _check_numbers(config: Config) -> None:
   at_least_one = (
     "height width num_channel num_classes init_filter init_stride batch_size valid_batch_size "
-    "max_train_iter disp_iter valid_iter save_iter"
+    "max_train_iter disp_iter valid_iter save_iter num_pass"
   )
   for name in at_least_one.split():
     if getattr(config, name) < 1:
@@ -175,8 +179,9 @@ def _check_numbers(config: Config) -> None:
     raise UserError(f"seed must be in [0, 2**31), got {config.seed}")
   if not 0 <= config.grid_bits < 24:
     raise UserError(f"grid_bits must be in [0, 24), got {config.grid_bits}")
-  if config.wd < 0:
-    raise UserError(f"wd must not be negative, got {config.wd}")
+  for name in ("wd", "activation_memory", "num_replicas"):
+    if getattr(config, name) < 0:
+      raise UserError(f"{name} must not be negative, got {getattr(config, name)}")
   for rate in (config.base_learn_rate, *config.lr_list):
     if rate < 0:
       raise UserError(f"base_learn_rate and lr_list must not be negative, got {rate}")
@@ -238,6 +243,10 @@ def _check_kept_units(config: Config) -> None:
   kept, most = config.kept_units, config.most_kept_units
   if kept == "auto":
     return
+  if config.activation_memory:
+    raise UserError(
+      f"kept_units must be auto where activation_memory is given, which chooses them; got {kept!r}"
+    )
   if kept != "all" and not (kept.isdecimal() and len(kept) < 10 and int(kept) <= most):
     raise UserError(
       f"kept_units must be auto, all, or a number from 0 to {most}, three for each of the {most // 3} units; "

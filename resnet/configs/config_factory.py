@@ -13,6 +13,7 @@ from resnet.configs.config import Config
 from resnet.utils.errors import UserError
 
 _REGISTRY: dict[str, Config] = {}
+_ORIGINAL_NAMES = {"revnet-54": "revnet-56"}  # what the original code calls otherwise
 
 
 def register(config: Config) -> Config:
@@ -33,7 +34,11 @@ def get_config(name: str) -> Config:
     (9, 9, 9)
   """
   if name not in _REGISTRY:
-    raise UserError(f"unknown model {name!r}; allowed are {', '.join(_REGISTRY)}")
+    if name in _ORIGINAL_NAMES:
+      hint = f" (the original's {name} is called {_ORIGINAL_NAMES[name]})"
+    else:
+      hint = _did_you_mean(name, _REGISTRY)
+    raise UserError(f"unknown model {name!r}{hint}; allowed are {', '.join(_REGISTRY)}")
   return _REGISTRY[name]
 
 
@@ -139,7 +144,22 @@ def override_config(config: Config, overrides: Iterable[str]) -> Config:
     _require_field(name)
     current = getattr(config, name)
     changes[name] = text if isinstance(current, str) else _parse(name, text, isinstance(current, tuple))
+  # Two ways to say what is kept: the one that is given replaces the other.
+  if "kept_units" in changes:
+    changes.setdefault("activation_memory", 0.0)
+  elif changes.get("activation_memory"):
+    changes["kept_units"] = "auto"
   return dataclasses.replace(config, **changes)
+
+
+def differences(before: Config, after: Config) -> list[str]:
+  """The fields that differ, as "field old -> new" with values as in JSON. An unknown num_replicas does not."""
+  fields = ((name, getattr(before, name), getattr(after, name)) for name in _field_names())
+  return [
+    f"{name} {json.dumps(old)} -> {json.dumps(new)}"
+    for name, old, new in fields
+    if old != new and (name, old) != ("num_replicas", 0)
+  ]
 
 
 def _parse(name: str, text: str, is_list: bool) -> object:
@@ -158,6 +178,9 @@ def _field_names() -> list[str]:
 def _require_field(name: str) -> None:
   names = _field_names()
   if name not in names:
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    raise UserError(f"unknown field {name!r}{hint}; allowed are {', '.join(names)}")
+    raise UserError(f"unknown field {name!r}{_did_you_mean(name, names)}; allowed are {', '.join(names)}")
+
+
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+  close = difflib.get_close_matches(name, names, n=1)
+  return f" (did you mean {close[0]}?)" if close else ""

@@ -6,9 +6,9 @@ import os
 import tensorflow as tf
 
 from resnet.configs import Config
+from resnet.configs.description import FILE as DESCRIPTION_FILE
+from resnet.configs.description import Description, read_description
 from resnet.data.data_errors import RecordTracker, first_position
-from resnet.data.description import FILE as DESCRIPTION_FILE
-from resnet.data.description import Description, read_description
 from resnet.data.image_processing import VGG_EVALUATION_SIDE, preprocess_for_training
 from resnet.data.preprocessing import Preprocessing
 from resnet.data.record_files import find_record_files

@@ -12,6 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 from resnet.experiments.curves import CURVES, drop_after
+from resnet.utils.errors import reason_of
 
 
 class ExperimentLogger:
@@ -84,7 +85,7 @@ class ExperimentLogger:
     except (OSError, tf.errors.OpError) as error:
       if not self._has_warned:
         self._has_warned = True
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or reason_of(error)
         logging.warning("cannot write curves to %s: %s; training goes on without", self._folder, reason)
 
 

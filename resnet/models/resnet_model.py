@@ -87,7 +87,7 @@ class ResNet(keras.Model):
     return shape
 
   def call(self, images, training=False, features=False):
-    outputs = {}
+    outputs: dict[str, tf.Tensor] = {}
     x = self._run_stages(images, training, outputs if features else None)
     x = tf.cast(x, self.variable_dtype)
     x = tf.nn.relu(self.final_bn(x, training=training))

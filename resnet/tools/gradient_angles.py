@@ -7,20 +7,18 @@ largest over the variables, and the share of variables whose gradients are equal
 """
 
 import dataclasses
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
-import tensorflow as tf
 from absl import flags
 
 from resnet.configs import get_config
-from resnet.configs.config import DTYPES, Config
-from resnet.data import get_dataset
-from resnet.models import get_model
-from resnet.reversible.chain import FORMS
-from resnet.training.step import loss_and_gradients
+from resnet.configs.config import CHAINS, DTYPES, Config
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
+
+if TYPE_CHECKING:
+  import tensorflow as tf
 
 FLAGS = flags.FLAGS
 
@@ -29,20 +27,26 @@ def define_flags() -> None:
   flags.DEFINE_string("model", "revnet-110", "RevNet: one of resnet/configs/cifar_configs.py.")
   flags.DEFINE_enum("dtype", "mixed_bfloat16", DTYPES, "What the residual functions compute in.")
   flags.DEFINE_list("grid_bits", ["0", "14"], "Grids, as in a configuration; 0: none.")
-  flags.DEFINE_list("chain", list(FORMS), "Forms of the reversible chain.")
+  flags.DEFINE_list("chain", list(CHAINS[1:]), "Forms of the reversible chain.")
   flags.DEFINE_integer("batch", 100, "Images.", lower_bound=1)
 
 
 def main() -> None:
-  tf.config.experimental.enable_op_determinism()
   config = get_config(FLAGS.model)
   if config.model_class != "revnet" or config.dataset == "imagenet":
     raise UserError(f"--model must be a RevNet for CIFAR, got {FLAGS.model}")
-  config = dataclasses.replace(config, dataset="digits", dtype=FLAGS.dtype, valid_batch_size=FLAGS.batch)
-  images, labels = next(iter(get_dataset(config, "data", "train").evaluation_batches(1)))
   for bits in FLAGS.grid_bits:
     if not bits.isdigit():
       raise UserError(f"--grid_bits must be whole numbers, got {bits!r}")
+  # These load TensorFlow, which takes seconds: mistakes in the flags are answered before.
+  import tensorflow as tf
+
+  from resnet.data import get_dataset
+
+  tf.config.experimental.enable_op_determinism()
+  config = dataclasses.replace(config, dataset="digits", dtype=FLAGS.dtype, valid_batch_size=FLAGS.batch)
+  images, labels = next(iter(get_dataset(config, "data", "train").evaluation_batches(1)))
+  for bits in FLAGS.grid_bits:
     config = dataclasses.replace(config, grid_bits=int(bits))
     expected = gradients(dataclasses.replace(config, manual_gradients=False), images, labels)
     for form in FLAGS.chain:
@@ -56,8 +60,14 @@ def main() -> None:
       )
 
 
-def gradients(config: Config, images: tf.Tensor, labels: tf.Tensor) -> list[np.ndarray]:
+def gradients(config: Config, images: "tf.Tensor", labels: "tf.Tensor") -> list[np.ndarray]:
   """Of the initial network of a configuration, for one batch."""
+  import keras
+  import tensorflow as tf
+
+  from resnet.models import get_model
+  from resnet.training.step import loss_and_gradients
+
   keras.utils.set_random_seed(config.seed)
   model = get_model(config)
   step = tf.function(lambda: loss_and_gradients(model, images, labels)[1], autograph=False)

@@ -1,6 +1,7 @@
 """Checkpoints of a run: weights, moving statistics, momentum and step. Older checkpoints are kept."""
 
 import contextlib
+import math
 import os
 import pathlib
 import re
@@ -13,7 +14,7 @@ import tensorflow as tf
 from absl import logging
 
 from resnet.training.optimizer import Momentum
-from resnet.utils.errors import UserError
+from resnet.utils.errors import UserError, reason_of
 
 PREFIX = "model.ckpt"
 DATA_SUFFIX = ".data-00000-of-00001"
@@ -75,6 +76,11 @@ class Checkpoints:
     self._checkpoint.save_counter  # noqa: B018  # Creates it: written files have it, read files must.
     self._checked = [v for v in checked if tf.as_dtype(v.dtype).is_floating]
 
+  @property
+  def num_bytes(self) -> int:
+    """The size of a checkpoint, but for a few kB that name its tensors."""
+    return sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in self._checked)
+
   def save(self, step: int) -> None:
     """Writes model.ckpt-{step}, whole or not at all.
 
@@ -99,7 +105,7 @@ class Checkpoints:
         os.replace(writing / f"{name}{suffix}", self._folder / f"{name}{suffix}")
       self._write_list(step)
     except (OSError, tf.errors.OpError) as error:
-      raise SaveError(f"cannot write {self._folder / name}: {_reason(error)}") from error
+      raise SaveError(f"cannot write {self._folder / name}: {reason_of(error)}") from error
     finally:
       _remove(writing)
 
@@ -143,7 +149,14 @@ class Checkpoints:
 
   def remove_leftovers(self) -> None:
     """Removes the leftovers of a process that was killed during a save. Call it while holding the lock."""
-    names = ("writing", "checkpoint.tmp", "conf.json.tmp", f"{PREFIX}-*_temp", f"{PREFIX}-*.tempstate*")
+    names = (
+      "writing",
+      "checkpoint.tmp",
+      "conf.json.tmp",
+      "conf-*.json.tmp",
+      f"{PREFIX}-*_temp",
+      f"{PREFIX}-*.tempstate*",
+    )
     for pattern in names:
       for path in self._folder.glob(pattern):
         _remove(path)
@@ -164,14 +177,13 @@ class Checkpoints:
     try:
       with _plain_path(self._folder) as folder:
         status = self._checkpoint.restore(f"{folder}/{PREFIX}-{step}")
+        status.expect_partial()  # No warning for each value that stays unused, such as momentum.
         status.assert_existing_objects_matched()
         if self._complete:
           status.assert_consumed()
-        else:
-          status.expect_partial()  # The file's momentum stays unused.
     except (AssertionError, ValueError, IndexError, OSError, tf.errors.OpError) as error:
       raise CheckpointError(
-        f"{path} is not a checkpoint of this model, or is damaged: {_reason(error)}"
+        f"{path} is not a checkpoint of this model, or is damaged: {reason_of(error)}"
       ) from error
     self._require_finite(str(path))
 
@@ -199,7 +211,3 @@ def _remove(path: pathlib.Path) -> None:
   else:
     with contextlib.suppress(OSError):
       path.unlink()
-
-
-def _reason(error: Exception) -> str:
-  return (str(error).strip() or repr(error)).splitlines()[0]

@@ -12,6 +12,7 @@ from resnet.data.get_dataset import EvaluationData
 from resnet.experiments.curves import read_curve
 from resnet.experiments.experiment import Experiment
 from resnet.experiments.logger import ExperimentLogger
+from resnet.experiments.watch import begin_watching, end_watching
 from resnet.models import get_model
 from resnet.training.checkpoint import CheckpointError, Checkpoints
 from resnet.utils.errors import UserError
@@ -59,6 +60,12 @@ def make_evaluate(
   return evaluate
 
 
+def use_one_gpu() -> None:
+  """Makes the first GPU that is visible the only one. Call it before TensorFlow runs anything else."""
+  tf.config.set_visible_devices(tf.config.list_physical_devices("GPU")[:1], "GPU")
+  tf.config.list_logical_devices()  # Makes the devices.
+
+
 def evaluate_checkpoints(
   config: Config,
   experiment: Experiment,
@@ -68,8 +75,6 @@ def evaluate_checkpoints(
 ) -> None:
   """Measures top-1 and top-5 accuracy of an experiment's checkpoints; prints them and appends the curves.
 
-  Runs on the first GPU that is visible, or on the CPU.
-
   Args:
     config: of the experiment.
     experiment: names the folders of checkpoints and curves.
@@ -77,12 +82,12 @@ def evaluate_checkpoints(
       "train_acc5" and "valid_acc5".
     step: which checkpoint; None is the newest.
     watch: ignore `step`; measure every checkpoint that has no point in valid_acc.csv, and each one that
-      appears, up to the last step, config.max_train_iter. A damaged checkpoint is a warning.
+      appears, up to the last step, max_train_iter of the configuration that is in force then. A damaged
+      checkpoint is a warning.
 
   Raises:
     UserError: the checkpoint is missing or damaged, or the data is damaged.
   """
-  tf.config.set_visible_devices(tf.config.list_physical_devices("GPU")[:1], "GPU")
   model = get_model(config)
   checkpoints = Checkpoints(experiment.folder, model)
   evaluate = make_evaluate(model, tf.distribute.get_strategy(), top=(1, 5))
@@ -100,6 +105,7 @@ def evaluate_checkpoints(
   if not watch:
     measure(step)
     return
+  begin_watching(experiment)
   done, damaged = set(read_curve(experiment.logs_folder / "valid_acc.csv")), set()
   while True:
     for new in sorted(set(checkpoints.steps()) - done):
@@ -111,6 +117,7 @@ def evaluate_checkpoints(
           continue
         logging.warning("passed over: %s", error)
       done.add(new)
-    if max(done, default=0) >= config.max_train_iter:
+    if max(done, default=0) >= experiment.load_config().max_train_iter:  # A later run may have changed it.
+      end_watching(experiment)
       return
     time.sleep(WATCH_INTERVAL)

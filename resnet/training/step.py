@@ -46,7 +46,7 @@ def _decayed(gradient: tf.Tensor, variable: keras.Variable, wd: float) -> tf.Ten
     return gradient
   # Else a graph computes wd * variable at its start, and holds as much memory as all gradients to its end.
   with tf.control_dependencies([gradient]):
-    return gradient + tf.convert_to_tensor(wd, gradient.dtype) * variable.value
+    return gradient + wd * variable.value
 
 
 def averaged_over_passes(

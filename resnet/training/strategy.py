@@ -10,27 +10,33 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from resnet.utils.errors import UserError
+from resnet.experiments.experiment import Experiment
+from resnet.utils.errors import UserError, reason_of
 
 
-def make_strategy(num_gpu: int | None, batch_size: int) -> tf.distribute.Strategy:
+def make_strategy(num_gpu: int | None, batch_size: int, default: int | None = None) -> tf.distribute.Strategy:
   """Synchronous data parallelism over the GPUs of this machine, or of all machines that train together.
 
   Several machines each run the same command, and find each other by the environment variable TF_CONFIG
   or as the tasks of a Slurm job step. Call this before TensorFlow runs anything else.
 
   Args:
-    num_gpu: how many GPUs of each machine to use, the first ones; None: all; 0: the CPU.
+    num_gpu: how many GPUs of each machine to use, the first ones; None: `default`; 0: the CPU.
     batch_size: of all replicas together.
+    default: None: all.
 
   Raises:
     UserError: there are fewer GPUs, the batch cannot be split evenly, or TF_CONFIG or Slurm's variables are
       malformed.
   """
   gpus = tf.config.list_physical_devices("GPU")
-  if num_gpu is not None and num_gpu > len(gpus):
-    raise UserError(f"--num_gpu is {num_gpu}, but {len(gpus)} GPUs are visible to TensorFlow")
-  tf.config.set_visible_devices(gpus[:num_gpu], "GPU")
+  number, named = (default, "the default of --num_gpu") if num_gpu is None else (num_gpu, "--num_gpu")
+  if number is not None and number > len(gpus):
+    raise UserError(
+      f"{named} is {number}, but {len(gpus)} GPUs are visible to TensorFlow; give --num_gpu {len(gpus)}"
+      + (" to train on the CPU" if not gpus else "")
+    )
+  tf.config.set_visible_devices(gpus[:number], "GPU")
   resolver = _cluster()
   if resolver:
     strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
@@ -62,14 +68,14 @@ def num_workers(strategy: tf.distribute.Strategy) -> int:
 
 
 @contextlib.contextmanager
-def lost_worker_errors() -> Iterator[None]:
+def lost_worker_errors(experiment: Experiment) -> Iterator[None]:
   """Turns the errors that TensorFlow raises when another process of the cluster is lost into a UserError."""
   try:
     yield
   except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError) as error:
-    reason = str(error).strip().splitlines()[0]
     raise UserError(
-      f"another process of the cluster was lost ({reason}); start all of them again with --restore"
+      f"another process of the cluster was lost ({reason_of(error)}); start all of them again by "
+      f"{experiment.command()}"
     ) from error
 
 

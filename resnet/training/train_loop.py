@@ -1,13 +1,11 @@
 """The story of a training run."""
 
 import contextlib
-import math
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import tensorflow as tf
-import tqdm
 from absl import logging
 
 from resnet.configs.config import Config
@@ -16,11 +14,13 @@ from resnet.experiments.experiment import Experiment
 from resnet.experiments.lock import locked
 from resnet.experiments.logger import ExperimentLogger
 from resnet.models import RevNet, get_model
-from resnet.models.storage import describe, fit_memory
+from resnet.models.storage import fit_memory
+from resnet.training.announcement import announcement, changes_since_last_run, space
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.evaluate import make_evaluate
 from resnet.training.lr_schedule import learning_rate
 from resnet.training.optimizer import Momentum, make_optimizer
+from resnet.training.progress import Progress
 from resnet.training.saver import Saver
 from resnet.training.step import averaged_over_passes
 from resnet.training.strategy import is_chief, lost_worker_errors, num_workers
@@ -38,28 +38,24 @@ def train(
   evaluation_data: Mapping[str, EvaluationData],
   restore: bool = False,
   max_num_steps: int = -1,
-  num_pass: int = 1,
-  jit: bool = False,
-  activation_memory: float | None = None,
+  keep_checkpoints: int | None = None,
   monitors_reconstruction: bool = False,
 ) -> dict[str, float]:
   """Trains a model, from its initial weights or from the experiment's newest checkpoint.
 
   Logs the loss every config.disp_iter steps, the accuracies every config.valid_iter, and the learning rate
   where it changes. Writes a checkpoint, and logs the learning rate, every config.save_iter steps and at the
-  end. After step 1 it does all of this.
+  end. After step 1 it does all of this. Where it evaluates or the rate changes, it shows a line.
 
   Args:
-    config: network and training.
+    config: network and training. It is put in force for the experiment, with the number of replicas.
     experiment: where checkpoints and curves go. Its folder is made here, unless `restore`.
     strategy: the devices.
     train_data: to train on.
     evaluation_data: the data of each curve, "train_acc" and "valid_acc".
-    restore: continue the experiment.
+    restore: continue the experiment. A configuration that was in force until now is kept beside the new one.
     max_num_steps: how many steps this run may take; -1 for all up to config.max_train_iter.
-    num_pass, jit: see `make_train_step`.
-    activation_memory: bytes, of each device. A RevNet keeps as many activations as fit, whatever
-      config.kept_units says.
+    keep_checkpoints: how many, see `Saver`; None: all.
     monitors_reconstruction: log with the loss how well a RevNet's activations are rebuilt, and warn when
       they are not.
 
@@ -75,17 +71,11 @@ def train(
   A checkpoint that cannot be written is a warning, and the next save tries again. If the last save
   fails, `train` raises a UserError. Curves that cannot be written are a warning.
   """
-  per_replica = config.batch_size // strategy.num_replicas_in_sync
-  if num_pass < 1 or per_replica % num_pass:
-    raise UserError(f"--num_pass must divide the {per_replica} images of a replica, got {num_pass}")
-  if monitors_reconstruction and config.model_class != "revnet":
-    raise UserError(f"--monitor_reconstruction needs a RevNet; {config.name} rebuilds nothing")
-  if activation_memory is not None:
-    config = fit_memory(config, activation_memory, per_replica // num_pass)
+  config = dataclasses.replace(config, num_replicas=strategy.num_replicas_in_sync)
   chief = is_chief(strategy)
   with strategy.scope():
     keras.utils.set_random_seed(config.seed)
-    model = get_model(config)
+    model = get_model(_with_memory_used(config))
     optimizer = make_optimizer(config, model)
   checkpoints = Checkpoints(experiment.folder, model, optimizer, writes=chief)
   with locked(experiment.folder) if chief else contextlib.nullcontext():
@@ -102,59 +92,89 @@ def train(
     start = int(optimizer.iterations.numpy())
     logger = ExperimentLogger(experiment.logs_folder if chief else None, start)
     stop = config.max_train_iter if max_num_steps < 0 else min(config.max_train_iter, start + max_num_steps)
+    progress = Progress(config, train_data.num_examples, start, stop, evaluation_data, shows=chief)
     if chief:
-      _describe(config, experiment, strategy, model, start, stop)
-      if config.manual_gradients:
-        print(describe(config, per_replica // num_pass), flush=True)
+      progress.write(announcement(config, experiment, strategy, model, start, stop))
+      progress.write(space(checkpoints, config, experiment.folder, start, stop, keep_checkpoints))
+    if chief and restore:
+      changes = experiment.change_config(config, start)
+      progress.write(changes_since_last_run(changes, experiment, start))
 
-    train_step = make_train_step(model, optimizer, strategy, num_pass, jit)
+    train_step = make_train_step(model, optimizer, strategy, config.num_pass, config.jit)
     evaluate = make_evaluate(model, strategy)
     evaluation_batches = {curve: part.batches() for curve, part in evaluation_data.items()}
-    saver = Saver(checkpoints, config, experiment, start if restore else None)
+    saver = Saver(checkpoints, config, experiment, start if restore else None, keep_checkpoints)
     reconstruction_errors = None
     if monitors_reconstruction:
       images, _ = next(iter(train_data.evaluation_batches(1)))
       reconstruction_errors = make_reconstruction_monitor(model, strategy, images)
+
+    def accuracies() -> dict[str, float]:
+      return {curve: evaluate(dataset)[0] for curve, dataset in evaluation_batches.items()}
+
     # Stopping a single process of several would block the others.
     deferred = deferred_signals(enabled=num_workers(strategy) == 1)
-    step = start
-    with deferred as signal_received, train_data.data_errors(), lost_worker_errors():
+    step, value, measured = start, 0.0, None
+    with deferred as signal_received, train_data.data_errors(), lost_worker_errors(experiment), progress:
       batches = iter(distribute(train_data, strategy, config, start))
-      for step, bar in _steps(start, stop, config.name, chief):
+      for step in range(start + 1, stop + 1):
+        progress.begin_step()
         loss = train_step(batches)
-        shown = bar.update()
+        shown = progress.end_step()
         logs, validates, saves = (
           step == 1 or step % every == 0 for every in (config.disp_iter, config.valid_iter, config.save_iter)
         )
-        if shown or logs or saves or step == stop or saver.wants_loss(step):  # float() waits for the device.
-          value = float(loss)
+        new_rate, measured = step in config.lr_decay_steps, None
+        if shown or logs or validates or saves or new_rate or step == stop or saver.wants_loss(step):
+          value = float(loss)  # It waits for the device.
           saver.check(step, value, optimizer)
-          bar.set_postfix_str(
-            f"loss={value:.3f}, {_images_per_second(bar, config):.0f} images/s", refresh=False
-          )
-        if logs:
-          logger.log("train_ce", step, ce=value)
-          if reconstruction_errors:
-            _log_reconstruction(logger, step, reconstruction_errors(), config.grid_bits)
-        if validates:
-          for curve, dataset in evaluation_batches.items():
-            logger.log(curve, step, acc=evaluate(dataset)[0])
+          with progress.known_loss(value):
+            if logs:
+              logger.log("train_ce", step, ce=value)
+              if reconstruction_errors:
+                _log_reconstruction(logger, step, reconstruction_errors(), config.grid_bits)
+            if validates:
+              measured = accuracies()
+              for curve, accuracy in measured.items():
+                logger.log(curve, step, acc=accuracy)
+            if validates or new_rate or progress.is_silent():
+              progress.line(step, value, measured or {})
         interrupted = signal_received()
         writes = saves or interrupted or step == stop
-        if writes or step in config.lr_decay_steps:
+        if writes or new_rate:
           # Curves first: when a run is killed before the checkpoint, its restart writes these points again.
           logger.log("learn_rate", step, lr=learning_rate(config, step))
         if writes:
-          saver.save(step)
+          with progress.pause():
+            saver.save(step)
         if interrupted:
           break
     if saver.failure:
       raise saver.failure
     if number := signal_received():  # Perhaps one that came while the last checkpoint was written.
-      print(f"stopped at step {step}; continue with --restore --id {experiment.id}")
+      progress.write(f"stopped at step {step}; {experiment.how_to_continue()}")
       raise SystemExit(128 + number)
-    with lost_worker_errors():
-      return {curve: evaluate(dataset)[0] for curve, dataset in evaluation_batches.items()}
+    if measured is None:
+      with lost_worker_errors(experiment):
+        measured = accuracies()
+      if step > start:
+        progress.line(step, value, measured)
+    return measured
+
+
+def _with_memory_used(config: Config) -> Config:
+  """`config`, its kept_units such that the activations of a pass take config.activation_memory.
+
+  Raises:
+    UserError: the batch cannot be split, the memory is too little, or the network cannot choose.
+  """
+  per_replica = config.batch_size // config.num_replicas
+  if per_replica % config.num_pass:
+    raise UserError(f"--num_pass must divide the {per_replica} images of a replica, got {config.num_pass}")
+  if not config.activation_memory:
+    return config
+  memory, images = config.activation_memory, per_replica // config.num_pass
+  return fit_memory(dataclasses.replace(config, activation_memory=0.0), memory, images)
 
 
 def make_train_step(
@@ -246,30 +266,3 @@ def distribute(
     return batches.rebatch(per_replica, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
   return strategy.distribute_datasets_from_function(worker_batches)
-
-
-def _steps(start: int, stop: int, name: str, chief: bool) -> Iterator[tuple[int, tqdm.tqdm]]:
-  """(step, progress bar) for each step to take."""
-  interval = 1 if sys.stderr.isatty() else 30  # seconds
-  with tqdm.tqdm(initial=start, total=stop, desc=name, mininterval=interval, disable=not chief) as bar:
-    for step in range(start + 1, stop + 1):
-      yield step, bar
-
-
-def _images_per_second(bar: tqdm.tqdm, config: Config) -> float:
-  if bar.disable:
-    return 0.0
-  state = bar.format_dict
-  rate = state["rate"] or (state["n"] - state["initial"]) / max(state["elapsed"], 1e-9)
-  return rate * config.batch_size
-
-
-def _describe(config, experiment, strategy, model, start, stop):
-  parameters = sum(math.prod(variable.shape) for variable in model.trainable_variables)
-  devices = ", ".join(strategy.extended.worker_devices)
-  print(
-    f"{config.name} on {config.dataset}: {parameters:,} parameters, batch {config.batch_size} on {devices}\n"
-    f"experiment {experiment.id}: steps {start + 1} to {stop}, checkpoints in {experiment.folder}, "
-    f"curves in {experiment.logs_folder}",
-    flush=True,
-  )

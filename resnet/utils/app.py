@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from resnet.utils.errors import UserError
+from resnet.utils.errors import UserError, reason_of
 
 
 def run(define_flags: Callable[[], None], main: Callable[..., None], takes_arguments: bool = False) -> None:
@@ -40,8 +40,7 @@ def run(define_flags: Callable[[], None], main: Callable[..., None], takes_argum
     sys.exit(128 + signal.SIGINT)
   except Exception as error:
     if _is_out_of_memory(error):
-      reason = (str(error).strip() or "out of memory").splitlines()[0]
-      _fail(f"memory or disk is full; for memory, lower batch_size ({reason})")
+      _fail(f"memory or disk is full; for memory, lower batch_size ({reason_of(error)})")
     if isinstance(error, OSError) and error.strerror:
       _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     traceback.print_exc()

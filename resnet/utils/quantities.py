@@ -25,5 +25,7 @@ def define_bytes(name: str, help_text: str) -> None:
 
 
 def show_bytes(number: float) -> str:
-  """E.g. "950 MB", "2.31 GB"."""
-  return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
+  """E.g. "13 kB", "950 MB", "2.31 GB"."""
+  if number >= 1e9:
+    return f"{number / 1e9:.2f} GB"
+  return f"{number / 1e6:.0f} MB" if number >= 1e6 else f"{number / 1e3:.0f} kB"

@@ -43,7 +43,7 @@ class RecomputedRevNet(RevNet):
       streams = unit.compute_output_shape(streams)
     return shape
 
-  def _run_stages(self, images, training):
+  def _run_stages(self, images, training, outputs):
     streams = tf.split(recompute(self.stem, images, training), 2, axis=-1)
     for unit in self.units:
       streams = recompute(unit, streams, training)

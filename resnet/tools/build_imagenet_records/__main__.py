@@ -33,8 +33,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import tqdm
 from absl import flags
 
-from resnet.data.description import FILE as DESCRIPTION_FILE
-from resnet.data.description import Description, read_description, write_description
+from resnet.configs.description import FILE as DESCRIPTION_FILE
+from resnet.configs.description import Description, read_description, write_description
 from resnet.tools.build_imagenet_records.bounding_boxes import Box, read_boxes
 from resnet.tools.build_imagenet_records.pictures import Picture, list_pictures, read_lines
 from resnet.tools.build_imagenet_records.shards import Shard, Written, read_shard, start_worker, write_shard

@@ -20,9 +20,10 @@ ordinary backpropagation, mode reversible as it was built.
 
 import ast
 import collections
-import importlib.util
+import functools
 import json
 import pathlib
+import runpy
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -103,7 +104,7 @@ def _steps() -> Iterator[tuple[str, dict, Callable[[], bytes]]]:
       for mode in modes:
         fields = {"network": FLAGS.network, "units": number, "mode": mode}
         given = {**arguments, **({"units": number} if number else {})}
-        yield f"{FLAGS.network} {mode}, {number} units", fields, lambda m=mode, g=given: _fit_step(make, m, g)
+        yield f"{FLAGS.network} {mode}, {number} units", fields, functools.partial(_fit_step, make, mode, given)
     return
   filters = tuple(_whole_number("filters", number) for number in FLAGS.filters)
   for dtype in FLAGS.dtype:
@@ -117,7 +118,7 @@ def _steps() -> Iterator[tuple[str, dict, Callable[[], bytes]]]:
             FLAGS.model, mode, FLAGS.batch, (number,) * len(stages) if number else stages, dtype, True, kept
           )
           fields = {"model": case.model, "units": case.units, "mode": mode, "kept_units": kept, "dtype": dtype}
-          yield f"{case}, {dtype}", fields, lambda c=case: _model_step(c, filters)
+          yield f"{case}, {dtype}", fields, functools.partial(_model_step, case, filters)
 
 
 def _model_step(case: Case, filters: tuple[int, ...]) -> bytes:
@@ -152,10 +153,7 @@ def _function_of(network: str) -> Callable:
   file, _, name = network.rpartition(":")
   if not pathlib.Path(file).is_file():
     raise UserError(f"--network must be FILE.py:FUNCTION, got {network!r}")
-  spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not callable(function := getattr(module, name, None)):
+  if not callable(function := runpy.run_path(file).get(name)):
     raise UserError(f"--network: {file} has no function {name!r}")
   return function
 

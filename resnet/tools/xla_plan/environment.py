@@ -46,16 +46,14 @@ def install(folder: str, python: str | None) -> None:
   python = python or _new_python()
   for command in (
     [python, "-m", "venv", "--clear", folder],
-    [_python_in(folder), "-m", "pip", "install", "--quiet", "--no-deps", *REQUIREMENTS],
+    [str(_python_in(folder)), "-m", "pip", "install", "--quiet", "--no-deps", *REQUIREMENTS],
   ):
     try:
       status = subprocess.run(command).returncode
     except OSError as error:
       raise UserError(f"--python must be Python 3.12 or later; {python}: {error.strerror}") from None
     if status:
-      raise UserError(
-        f"the environment could not be made: see above what {' '.join(map(str, command[:4]))} said"
-      )
+      raise UserError(f"the environment could not be made: see above what {' '.join(command[:4])} said")
   print(f"{folder}: made. python -m resnet.tools.xla_plan --help says what can be planned.")
 
 
