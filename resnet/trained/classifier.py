@@ -21,6 +21,16 @@ class Classifier(tf.Module):
 
   Raises:
     UserError: the network does not take three channels, or the names are not as many as its classes.
+
+  Example:
+    >>> from resnet.data.preprocessing import Preprocessing
+    >>> config = get_config("revnet-38")
+    >>> black = Preprocessing(config, mean_image=np.zeros([32, 32, 3], "float32"))
+    >>> classifier = Classifier(get_model(config), black, list("abcdefghij"))
+    >>> classifier.save("saved")
+    >>> loaded = tf.saved_model.load("saved").signatures["pixels"]
+    >>> loaded(tf.zeros([2, 50, 40, 3], "uint8"))["class_names"].shape
+    TensorShape([2, 10])
   """
 
   def __init__(self, model: keras.Model, preprocessing: Preprocessing, class_names: Sequence[str]) -> None:
