@@ -35,7 +35,7 @@ def pretrained_model(
     step: of the experiment's checkpoint; None for the newest.
 
   Raises:
-    UserError (a ValueError): no such experiment or checkpoint, a damaged one, or one that does not fit.
+    UserError: no such experiment or checkpoint, a damaged one, or one that does not fit.
 
   Example:
     >>> model, optimizer = get_model(get_config("revnet-38")), Momentum()
