@@ -344,7 +344,9 @@ def test_without_a_mean_image_the_data_is_needed(tmp_path):
     load_classifier(experiment.folder, data_dir=tmp_path)
 
 
-def test_known_names():
+def test_known_names(monkeypatch):
+  monkeypatch.delitem(sys.modules, "tensorflow_datasets", raising=False)
+
   def names(**fields):
     return known_class_names(small_config(**fields))
 
@@ -356,3 +358,4 @@ def test_known_names():
   assert hundred == sorted(set(hundred))
   assert names(dataset="cifar-10", num_classes=10)[9] == "truck"
   assert names(dataset="fashion-mnist", num_classes=10)[9] == "Ankle boot"
+  assert "tensorflow_datasets" not in sys.modules, "it takes seconds to load"
