@@ -141,8 +141,8 @@ def _chosen() -> Serve:
   if FLAGS.export is not None:
     return _load_export(pathlib.Path(FLAGS.export))
   if FLAGS.checkpoint is not None:
-    require_checkpoint(FLAGS.checkpoint)
     source, config, step = FLAGS.checkpoint, config_of_checkpoint(FLAGS), None
+    require_checkpoint(source)
   else:
     experiment = _find(FLAGS.id, FLAGS.results)
     experiment.load_config()  # Raises where it is impossible.
