@@ -13,7 +13,9 @@ import tensorflow as tf
 from helpers import make_batch, make_model
 
 from resnet.training.step import loss_and_gradients
+from resnet.utils.xla import heed_memory_on_a_cpu
 
+heed_memory_on_a_cpu()  # As --jit does.
 DUMP, STAGES = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 UNITS = [int(units) for units in sys.argv[3].split(",")]
 SIZE = 32 if STAGES > 1 else 16  # pixels; the test's network is small, to be compiled soon

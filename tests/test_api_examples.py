@@ -12,7 +12,8 @@ import tensorflow as tf
 from helpers import ROOT
 
 PACKAGES = {
-  name: importlib.import_module(f"resnet.{name}") for name in ("reversible", "models", "configs", "data")
+  name: importlib.import_module(f"resnet.{name}")
+  for name in ("reversible", "models", "configs", "data", "trained")
 }
 
 

@@ -1,15 +1,12 @@
 """Networks as backbones: features by name, functional models, freezing, parts, saving, weights in one call."""
 
 import itertools
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import ROOT, assert_close, copy_of, make_batch, make_model, values
+from helpers import assert_close, copy_of, make_batch, make_model, values
 from parity_cases import FOLDER, case_config, restored
 
 from resnet.configs import get_config
@@ -149,30 +146,6 @@ def test_parts_can_be_saved(name, tmp_path):
   before = values(loaded.get_layer("init").variables)
   loaded(batch, training=True)
   np.testing.assert_equal(values(loaded.get_layer("init").variables), before)
-
-
-def test_a_new_process_gives_the_same_features_bit_for_bit(tmp_path):
-  model = make_task(make_backbone("revnet-test")[0], eagerly=True)
-  images, labels = make_batch(model.layers[1], size=6)
-  model.fit(images, labels % 2, batch_size=6, verbose=0)
-  backbone = model.layers[1]
-  both = keras.Model(model.input, {**backbone.features(model.input), "logits": model(model.input)})
-  both.save(tmp_path / "both.keras")
-  np.save(tmp_path / "images.npy", images)
-  code = (
-    "import keras, numpy as np, tensorflow as tf, resnet.models\n"
-    "tf.config.experimental.enable_op_determinism()\n"
-    "outputs = keras.models.load_model('both.keras')(np.load('images.npy'))\n"
-    "np.savez('outputs.npz', **{name: x.numpy() for name, x in outputs.items()})\n"
-  )
-  subprocess.run(
-    [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True
-  )
-  outputs = np.load(tmp_path / "outputs.npz")
-  expected = both(images)
-  assert sorted(outputs) == ["final", "logits", "stage_1", "stage_2"]
-  for name in outputs:
-    np.testing.assert_array_equal(outputs[name], expected[name])
 
 
 @pytest.mark.parametrize("include_top", [True, False])

@@ -13,8 +13,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import make_model, relative_difference
+from helpers import ROOT, make_batch, make_model, relative_difference
 from imagenet_helpers import classic_example, cmyk_jpeg, jpeg, picture, small_config, write_records
+from test_backbone import make_backbone, make_task
 
 from resnet.configs import get_config
 from resnet.data import get_dataset
@@ -127,8 +128,15 @@ def test_an_imagenet_export_is_as_accurate_as_the_evaluation(imagenet):
   assert len(set(probabilities.argmax(1))) > 5
 
 
-def test_a_server_without_this_package_answers_a_request(digits, tmp_path):
+def test_a_new_process_serves_without_this_package_and_loads_a_backbone_with_it(digits, tmp_path):
   _, model, export, data = digits
+  task = make_task(make_backbone("revnet-test")[0], eagerly=True)
+  batch, batch_labels = make_batch(task.layers[1], size=6)
+  task.fit(batch, batch_labels % 2, batch_size=6, verbose=0)
+  features = task.layers[1].features(task.input)
+  both = keras.Model(task.input, {**features, "logits": task(task.input)})
+  both.save(tmp_path / "both.keras")
+  np.save(tmp_path / "batch.npy", batch)
   files, images, _ = digit_pictures()
   request = {"instances": [{"b64": base64.b64encode(file).decode()} for file in files[:3]]}
   code = (
@@ -141,10 +149,15 @@ def test_a_server_without_this_package_answers_a_request(digits, tmp_path):
     "assert not any(module.startswith('resnet') for module in sys.modules)\n"
     "rows = [{name: x[row].tolist() for name, x in outputs.items()} for row in range(len(instances))]\n"
     "print(json.dumps({'predictions': rows}, default=bytes.decode))\n"
+    "sys.path.insert(0, sys.argv[3])\n"
+    "import keras, numpy as np, resnet.models\n"
+    "tf.config.experimental.enable_op_determinism()\n"
+    "outputs = keras.models.load_model('both.keras')(np.load('batch.npy'))\n"
+    "np.savez('outputs.npz', **{name: x.numpy() for name, x in outputs.items()})\n"
   )
   environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
   done = subprocess.run(
-    [sys.executable, "-c", code, str(export / "saved_model"), json.dumps(request)],
+    [sys.executable, "-c", code, str(export / "saved_model"), json.dumps(request), str(ROOT)],
     cwd=tmp_path,
     env=environment,
     capture_output=True,
@@ -155,6 +168,10 @@ def test_a_server_without_this_package_answers_a_request(digits, tmp_path):
   for row, probabilities in zip(json.loads(done.stdout)["predictions"], expected, strict=True):
     np.testing.assert_allclose(row["probabilities"], probabilities, atol=1e-5)
     assert row["class_names"] == [f"digit {k}" for k in range(10)]
+  outputs, expected = np.load(tmp_path / "outputs.npz"), both(batch)
+  assert sorted(outputs) == ["final", "logits", "stage_1", "stage_2"]
+  for name in outputs:
+    np.testing.assert_array_equal(outputs[name], expected[name])  # Bit for bit.
 
 
 def test_the_other_signature_takes_what_the_network_takes(digits):

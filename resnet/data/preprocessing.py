@@ -29,6 +29,11 @@ class Preprocessing:
   Attributes:
     scale: of pixels.
     offset: float32, minus the mean image; for ImageNet a number for each channel or for all.
+
+  Example:
+    >>> preprocessing = Preprocessing(get_config("revnet-104"), mean_image=None)
+    >>> preprocessing.batch(tf.zeros([2, 300, 400, 3], "uint8")).shape
+    TensorShape([2, 224, 224, 3])
   """
 
   config: Config

@@ -116,7 +116,7 @@ class ResNet(keras.Model):
 
   @property
   def inputs(self):
-    """There are none: the network is no graph of layers, but can be part of one."""
+    """Not there, since the network is no graph of layers; it can be part of one."""
     raise AttributeError(
       f"{self.name} has no inputs, since it is no functional model; make one by images = keras.Input([height, "
       "width, channels]) and keras.Model(images, network(images)), or of network.features(images)"

@@ -21,6 +21,15 @@ class Classifier(tf.Module):
 
   Raises:
     UserError: the network does not take three channels, or the names are not as many as its classes.
+
+  Example:
+    >>> config = get_config("revnet-38")
+    >>> black = Preprocessing(config, mean_image=np.zeros([32, 32, 3], "float32"))
+    >>> classifier = Classifier(get_model(config), black, list("abcdefghij"))
+    >>> classifier.save("saved")
+    >>> loaded = tf.saved_model.load("saved").signatures["pixels"]
+    >>> loaded(tf.zeros([2, 50, 40, 3], "uint8"))["class_names"].shape
+    TensorShape([2, 10])
   """
 
   def __init__(self, model: keras.Model, preprocessing: Preprocessing, class_names: Sequence[str]) -> None:
@@ -60,10 +69,10 @@ class Classifier(tf.Module):
   def save(self, folder: str | os.PathLike) -> None:
     """Writes a SavedModel, which needs TensorFlow alone. Its signatures:
 
-    "serving_default": pictures, [N] strings, files of JPEG, PNG, GIF or BMP -> probabilities [N, num_classes],
-      and class_names [N, num_classes] in the same order;
-    "pixels": pictures, [N, H, W, 3] uint8 of any H and W -> the same;
-    "network": images, [N, height, width, 3] float32, what the network takes -> logits [N, num_classes].
+    - "serving_default": pictures, [N] strings, files of JPEG, PNG, GIF or BMP -> probabilities
+      [N, num_classes], and class_names [N, num_classes] in the same order;
+    - "pixels": pictures, [N, H, W, 3] uint8 of any H and W -> the same;
+    - "network": images, [N, height, width, 3] float32, what the network takes -> logits [N, num_classes].
     """
     files = tf.TensorSpec([None], tf.string, name="pictures")
     pixels = tf.TensorSpec([None, None, None, 3], tf.uint8, name="pictures")

@@ -25,9 +25,6 @@ def pretrained_model(
 ) -> keras.Model:
   """A network with the weights and moving statistics of a training.
 
-      backbone = pretrained_model("results/cifar/EXPERIMENT", include_top=False)
-      network = pretrained_model("revnet-104.tar.gz", get_config("revnet-104"))
-
   Args:
     source: an experiment's folder; or, with `config`, a checkpoint of the original code: its prefix, its
       folder, or a .tar.gz of it.
@@ -36,7 +33,17 @@ def pretrained_model(
     step: of the experiment's checkpoint; None for the newest.
 
   Raises:
-    UserError (a ValueError): no such experiment or checkpoint, a damaged one, or one that does not fit.
+    UserError: no such experiment or checkpoint, a damaged one, or one that does not fit.
+
+  Example:
+    >>> model, optimizer = get_model(get_config("revnet-38")), Momentum()
+    >>> optimizer.build(model.trainable_variables)
+    >>> save_tf1_checkpoint(model, optimizer, "exported")
+    >>> backbone = pretrained_model("exported/model.ckpt-0", get_config("revnet-38"), include_top=False)
+    >>> backbone(np.zeros([2, 32, 32, 3])).shape
+    TensorShape([2, 8, 8, 112])
+
+    Of an experiment: `pretrained_model("results/cifar/EXPERIMENT", include_top=False)`.
   """
   if config is None:
     folder = pathlib.Path(source)
@@ -70,6 +77,16 @@ def load_classifier(
   Raises:
     UserError: as `pretrained_model`; or the mean of the training images is neither in the experiment's folder
       nor to be had from data_dir.
+
+  Example:
+    >>> import dataclasses
+    >>> config = dataclasses.replace(get_config("revnet-38"), dataset="digits")
+    >>> model, optimizer = get_model(config), Momentum()
+    >>> optimizer.build(model.trainable_variables)
+    >>> save_tf1_checkpoint(model, optimizer, "exported")
+    >>> classifier = load_classifier("exported/model.ckpt-0", config)
+    >>> classifier.serve(np.zeros([2, 50, 40, 3], "uint8"))["probabilities"].shape
+    TensorShape([2, 10])
   """
   model = pretrained_model(source, config, step=step)
   folder = pathlib.Path(source) if config is None else None

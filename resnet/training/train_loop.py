@@ -26,6 +26,7 @@ from resnet.training.step import averaged_over_passes
 from resnet.training.strategy import is_chief, lost_worker_errors, num_workers
 from resnet.utils.errors import UserError
 from resnet.utils.interrupt import deferred_signals
+from resnet.utils.xla import heed_memory_on_a_cpu
 
 MAX_RECONSTRUCTION_ERROR = 1e-2  # relative; beyond it there is a warning.
 
@@ -195,6 +196,8 @@ def make_train_step(
       statistics, are means over passes and replicas.
     jit: compile the passes, forward and backward, by XLA.
   """
+  if jit:
+    heed_memory_on_a_cpu()
   replicas = strategy.num_replicas_in_sync
 
   def replica_step(images, labels):
