@@ -8,6 +8,8 @@ import sys
 import pytest
 from helpers import ROOT
 
+from resnet.configs import get_config, save_config
+
 NOISE = (
   b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
   b"I0000 00:00:1795715793.387348     626 port.cc:153] oneDNN custom operations are on.\n"
@@ -105,6 +107,7 @@ def test_help_of_a_tool_does_not_load_tensorflow(without_tensorflow, tool):
     ("gradient_angles", ["--grid_bits=x"], "whole numbers"),
     ("import_checkpoint", ["--id=a", "--model=revnet-104", "--checkpoint=none"], "no checkpoint at none"),
     ("export_checkpoint", ["--id=none", "--output=out"], "no experiment none"),
+    ("export_checkpoint", ["--id=there", "--results=.", "--output=pictures"], "pictures exists"),
     ("classify", ["--id=none", "picture.png"], "no experiment none"),
     ("classify", ["--export=none", "picture.png"], "no export in none"),
     ("classify", ["--checkpoint=none", "--model=revnet-104", "picture.png"], "no checkpoint at none"),
@@ -125,6 +128,8 @@ def test_mistakes_in_flags_do_not_load_tensorflow(without_tensorflow, tmp_path, 
   (tmp_path / "picture.png").touch()
   (tmp_path / "pictures/cat").mkdir(parents=True)
   (tmp_path / "pictures/cat/1.png").touch()
+  (tmp_path / "there").mkdir()
+  save_config(get_config("resnet-32"), tmp_path / "there/conf.json")
   command = [str(ROOT / program)] if program.endswith(".py") else ["-m", f"resnet.tools.{program}"]
   ended = without_tensorflow(*command, *arguments)
   assert answer in ended.stdout + ended.stderr

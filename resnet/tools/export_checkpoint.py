@@ -13,7 +13,7 @@ from absl import flags
 from resnet.configs import Config, save_config
 from resnet.experiments.experiment import Experiment
 from resnet.utils.app import run
-from resnet.utils.fresh_folder import fresh_folder
+from resnet.utils.fresh_folder import fresh_folder, require_absent
 
 if TYPE_CHECKING:
   import keras
@@ -89,19 +89,20 @@ def export_checkpoint(
       there.
   """
   config = experiment.load_config()
-  with fresh_folder(pathlib.Path(output)) as folder:
-    # These load TensorFlow, which takes seconds: mistakes in the flags are answered before.
-    from resnet.models import get_model
-    from resnet.original.checkpoint import save_tf1_checkpoint
-    from resnet.trained.classifier import Classifier
-    from resnet.trained.loading import class_names_of, preprocessing_of
-    from resnet.training.checkpoint import Checkpoints
-    from resnet.training.optimizer import make_optimizer
+  require_absent(pathlib.Path(output))
+  # These load TensorFlow, which takes seconds: mistakes in the flags are answered before.
+  from resnet.models import get_model
+  from resnet.original.checkpoint import save_tf1_checkpoint
+  from resnet.trained.classifier import Classifier
+  from resnet.trained.loading import class_names_of, preprocessing_of
+  from resnet.training.checkpoint import Checkpoints
+  from resnet.training.optimizer import make_optimizer
 
-    model = get_model(config)
-    optimizer = make_optimizer(config, model)
-    step = Checkpoints(experiment.folder, model, optimizer).restore(step)
-    names = class_names_of(config, experiment.folder)
+  model = get_model(config)
+  optimizer = make_optimizer(config, model)
+  step = Checkpoints(experiment.folder, model, optimizer).restore(step)
+  names = class_names_of(config, experiment.folder)
+  with fresh_folder(pathlib.Path(output)) as folder:
     save_config(config, folder / experiment.config_file.name)
     names_file = folder / experiment.class_names_file.name
     names_file.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
