@@ -224,7 +224,7 @@ def test_cases():
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (["--model=revnet-111"], "unknown model 'revnet-111'; allowed are"),
+    (["--model=revnet-111"], "unknown model 'revnet-111' (did you mean revnet-110?); allowed are"),
     (
       ["--mode=ordinary,fast"],
       "--mode must be of ordinary, recompute, unrolled, while_loop, exact; got 'fast'",

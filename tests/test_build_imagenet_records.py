@@ -22,7 +22,7 @@ from imagenet_helpers import cmyk_jpeg, jpeg, picture, small_config
 from resnet.configs.description import FILE, read_description
 from resnet.data.imagenet import ImagenetDataset
 from resnet.tools.build_imagenet_records import __main__ as build_imagenet_records
-from resnet.tools.build_imagenet_records import shards
+from resnet.tools.build_imagenet_records import shard_files
 from resnet.tools.build_imagenet_records.bounding_boxes import read_boxes
 from resnet.tools.build_imagenet_records.pictures import list_pictures
 from resnet.utils.errors import UserError
@@ -191,9 +191,9 @@ def test_restart_keeps_finished_files(source, monkeypatch):
   before = kept.stat().st_mtime_ns
   lost.rename(output / "train-00001-of-00002.tmp")  # as if interrupted while writing
   written = []
-  write_shard = shards.write_shard
+  write_shard = shard_files.write_shard
   monkeypatch.setattr(
-    build_imagenet_records,
+    shard_files,
     "write_shard",
     lambda shard, boxes: written.append(shard.path) or write_shard(shard, boxes),
   )

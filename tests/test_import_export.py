@@ -146,7 +146,7 @@ def test_an_import_or_export_that_cannot_be_written_may_be_tried_again(tmp_path,
 
   with monkeypatch.context() as patched:
     patched.setattr(tf.train.Checkpoint, "write", fail)
-    patched.setattr("resnet.tools.export_checkpoint.save_tf1_checkpoint", fail)
+    patched.setattr("resnet.original.checkpoint.save_tf1_checkpoint", fail)
     with pytest.raises(UserError, match=r"cannot write .*no space left"):
       import_checkpoint(FOLDER / CASE, experiment_in(tmp_path), case_config(CASE))
     with pytest.raises(UserError, match=r"cannot write to .*no space left"):

@@ -27,6 +27,7 @@ from resnet.experiments.experiment import Experiment
 from resnet.tools import classify
 from resnet.tools.export_checkpoint import export_checkpoint
 from resnet.trained import load_classifier, tflite
+from resnet.trained.loading import class_names_of
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.evaluate import make_evaluate
 from resnet.training.optimizer import make_optimizer
@@ -350,7 +351,9 @@ def test_a_mean_image_or_names_that_do_not_fit_are_refused(tmp_path):
   files = tf.constant(digit_pictures()[0][:1])
   saved = load_classifier(experiment.folder)
   np.testing.assert_array_equal(computed.serve(files)["probabilities"], saved.serve(files)["probabilities"])
-  (experiment.folder / "class_names.txt").write_text("one\ntwo\n")
+  experiment.class_names_file.write_bytes(b"\xff\n" + 9 * b"cat\n")  # A folder's name need not be UTF-8.
+  assert class_names_of(model.config, experiment.folder) == ["\ufffd", *9 * ["cat"]]
+  experiment.class_names_file.write_text("one\ntwo\n")
   with pytest.raises(UserError, match="class_names.txt must have 10 lines, a name for each class, got 2"):
     load_classifier(experiment.folder)
 
@@ -361,7 +364,9 @@ def test_without_a_mean_image_the_data_is_needed(tmp_path):
     load_classifier(experiment.folder, data_dir=tmp_path)
 
 
-def test_known_names():
+def test_known_names(monkeypatch):
+  monkeypatch.delitem(sys.modules, "tensorflow_datasets", raising=False)
+
   def names(**fields):
     return known_class_names(small_config(**fields))
 
@@ -373,3 +378,4 @@ def test_known_names():
   assert hundred == sorted(set(hundred))
   assert names(dataset="cifar-10", num_classes=10)[9] == "truck"
   assert names(dataset="fashion-mnist", num_classes=10)[9] == "Ankle boot"
+  assert "tensorflow_datasets" not in sys.modules, "it takes seconds to load"

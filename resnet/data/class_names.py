@@ -1,5 +1,6 @@
 """The names of the classes of the known data sets, in the order of their labels."""
 
+import importlib.util
 import pathlib
 
 from resnet.configs.config import Config
@@ -34,7 +35,8 @@ def known_class_names(config: Config) -> list[str]:
 
 
 def _imagenet_names() -> list[str]:
-  import tensorflow_datasets as tfds  # seconds to import
-
-  file = pathlib.Path(tfds.core.tfds_path("datasets/imagenet2012/labels.txt"))
+  package = importlib.util.find_spec("tensorflow_datasets")  # It is not imported, which would take seconds.
+  assert package is not None
+  assert package.origin is not None
+  file = pathlib.Path(package.origin).with_name("datasets") / "imagenet2012/labels.txt"
   return file.read_text(encoding="utf-8").split()

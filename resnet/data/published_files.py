@@ -11,7 +11,7 @@ from absl import logging
 
 from resnet.configs.config import NUM_CLASSES
 from resnet.data.array_pickles import load_arrays
-from resnet.data.data_folder import Place, find_places
+from resnet.utils.data_folder import Place, find_places
 
 Images = tuple[np.ndarray, np.ndarray]  # [N, H, W, C] uint8, and labels [N]
 

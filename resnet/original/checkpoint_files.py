@@ -8,8 +8,6 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 
-import tensorflow as tf
-
 from resnet.utils.errors import UserError
 from resnet.utils.tar_files import DAMAGE, StrictTarInfo
 
@@ -31,19 +29,28 @@ def checkpoint_prefix(path: str | os.PathLike) -> Iterator[str]:
     UserError: there is no checkpoint, more than one, or the archive is damaged, too large
       or holds more than ordinary files and folders within it.
   """
+  require_checkpoint(path)
   if os.path.isdir(path):
     yield _find(pathlib.Path(path), path)
-  elif os.path.isfile(f"{os.fspath(path)}.index"):
+  elif _is_prefix(path):
     yield os.fspath(path)
-  elif os.path.isfile(path):
+  else:
     with tempfile.TemporaryDirectory() as folder:
       _unpack(path, pathlib.Path(folder))
       yield _find(pathlib.Path(folder), path)
-  else:
+
+
+def require_checkpoint(path: str | os.PathLike) -> None:
+  """Raises a UserError if there is nothing at `path` that `checkpoint_prefix` might read."""
+  if not (os.path.isdir(path) or _is_prefix(path) or os.path.isfile(path)):
     raise UserError(
       f"no checkpoint at {path}: it must be a folder or a .tar.gz with a checkpoint in it, or a prefix "
       "such as model.ckpt-600000 of model.ckpt-600000.index"
     )
+
+
+def _is_prefix(path: str | os.PathLike) -> bool:
+  return os.path.isfile(f"{os.fspath(path)}.index")
 
 
 def _find(folder: pathlib.Path, path: str | os.PathLike) -> str:
@@ -61,6 +68,8 @@ def _find(folder: pathlib.Path, path: str | os.PathLike) -> str:
 
 def _newest(prefixes: list[str]) -> str | None:
   """The checkpoint that the file `checkpoint` beside all of them names; None if it names none."""
+  import tensorflow as tf  # seconds to import
+
   folder = os.path.dirname(prefixes[0])
   try:
     state = tf.train.get_checkpoint_state(folder)

@@ -10,17 +10,19 @@ import itertools
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from absl import flags
 
 from resnet.experiments.experiment import Experiment
+from resnet.original.checkpoint_files import require_checkpoint
 from resnet.tools.checkpoint_flags import config_of_checkpoint, define_checkpoint_flags
-from resnet.trained.loading import load_classifier
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
+
+if TYPE_CHECKING:
+  import tensorflow as tf
 
 RESULTS = ("./results/cifar", "./results/imagenet")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")  # of the files that are taken from a folder
@@ -29,7 +31,7 @@ BATCH_SIZE = 32  # pictures that go through the network at a time
 SHOWN_PROBLEMS = 3
 
 # [N] strings, files of pictures -> "probabilities" and "class_names", [N, num_classes] both.
-Serve = Callable[[tf.Tensor], dict[str, tf.Tensor]]
+Serve = Callable[["tf.Tensor"], dict[str, "tf.Tensor"]]
 FLAGS = flags.FLAGS
 
 
@@ -117,6 +119,8 @@ def _served(
   serve: Serve, files: Sequence[tuple[str, bytes]], problems: list[str]
 ) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
   """(path, (probabilities, names) [num_classes]) of each of the (path, file)."""
+  import tensorflow as tf
+
   try:
     outputs = serve(tf.constant([file for _, file in files], tf.string))
   except tf.errors.InvalidArgumentError:
@@ -137,9 +141,16 @@ def _chosen() -> Serve:
   if FLAGS.export is not None:
     return _load_export(pathlib.Path(FLAGS.export))
   if FLAGS.checkpoint is not None:
-    return load_classifier(FLAGS.checkpoint, config_of_checkpoint(FLAGS), data_dir=FLAGS.data_dir).serve
-  step = None if FLAGS.ckpt_num == -1 else FLAGS.ckpt_num
-  return load_classifier(_find(FLAGS.id, FLAGS.results).folder, step=step, data_dir=FLAGS.data_dir).serve
+    source, config, step = FLAGS.checkpoint, config_of_checkpoint(FLAGS), None
+    require_checkpoint(source)
+  else:
+    experiment = _find(FLAGS.id, FLAGS.results)
+    experiment.load_config()  # Raises where it is impossible.
+    source, config, step = experiment.folder, None, None if FLAGS.ckpt_num == -1 else FLAGS.ckpt_num
+  # It loads TensorFlow, which takes seconds: mistakes in the flags are answered before.
+  from resnet.trained.loading import load_classifier
+
+  return load_classifier(source, config, step, FLAGS.data_dir).serve
 
 
 def _find(experiment_id: str, results: str | None) -> Experiment:
@@ -156,6 +167,8 @@ def _load_export(folder: pathlib.Path) -> Serve:
   saved = folder / "saved_model" if (folder / "saved_model").is_dir() else folder
   if not (saved / "saved_model.pb").is_file():
     raise UserError(f"no export in {folder}: {saved / 'saved_model.pb'} is missing")
+  import tensorflow as tf
+
   try:
     return tf.saved_model.load(str(saved)).signatures["serving_default"]
   except (OSError, ValueError, KeyError, tf.errors.OpError) as error:

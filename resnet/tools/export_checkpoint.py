@@ -6,23 +6,20 @@ python -m resnet.tools.export_checkpoint --id ID --output revnet-104
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import keras
 from absl import flags
 
 from resnet.configs import Config, save_config
-from resnet.data import get_dataset, splits
-from resnet.data.preprocessing import Preprocessing
 from resnet.experiments.experiment import Experiment
-from resnet.models import get_model
-from resnet.original.checkpoint import save_tf1_checkpoint
-from resnet.trained import tflite
-from resnet.trained.classifier import Classifier
-from resnet.trained.loading import CLASS_NAMES_FILE, class_names_of, preprocessing_of
-from resnet.training.checkpoint import Checkpoints
-from resnet.training.optimizer import make_optimizer
 from resnet.utils.app import run
-from resnet.utils.fresh_folder import fresh_folder
+from resnet.utils.fresh_folder import fresh_folder, require_absent
+
+if TYPE_CHECKING:
+  import keras
+
+  from resnet.data.preprocessing import Preprocessing
+  from resnet.trained.classifier import Classifier
 
 FORMATS = ("tf1", "keras", "saved_model")
 FLAGS = flags.FLAGS
@@ -92,14 +89,23 @@ def export_checkpoint(
       there.
   """
   config = experiment.load_config()
+  require_absent(pathlib.Path(output))
+  # These load TensorFlow, which takes seconds: mistakes in the flags are answered before.
+  from resnet.models import get_model
+  from resnet.original.checkpoint import save_tf1_checkpoint
+  from resnet.trained.classifier import Classifier
+  from resnet.trained.loading import class_names_of, preprocessing_of
+  from resnet.training.checkpoint import Checkpoints
+  from resnet.training.optimizer import make_optimizer
+
   model = get_model(config)
   optimizer = make_optimizer(config, model)
-  checkpoints = Checkpoints(experiment.folder, model, optimizer)
-  step = checkpoints.restore(step)
+  step = Checkpoints(experiment.folder, model, optimizer).restore(step)
   names = class_names_of(config, experiment.folder)
   with fresh_folder(pathlib.Path(output)) as folder:
     save_config(config, folder / experiment.config_file.name)
-    (folder / CLASS_NAMES_FILE).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    names_file = folder / experiment.class_names_file.name
+    names_file.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     if "tf1" in formats:
       (folder / "tf1").mkdir()
       save_tf1_checkpoint(model, optimizer, folder / "tf1")
@@ -116,8 +122,10 @@ def export_checkpoint(
   return step
 
 
-def _on_pixels(model: keras.Model, preprocessing: Preprocessing) -> keras.Model:
+def _on_pixels(model: "keras.Model", preprocessing: "Preprocessing") -> "keras.Model":
   """The network after its preprocessing as a layer: pixels [N, height, width, C] in 0..255 -> logits."""
+  import keras
+
   config = model.config
   pixels = keras.Input((config.height, config.width, config.num_channel), name="pixels")
   scaling = keras.layers.Rescaling(preprocessing.scale, preprocessing.offset, dtype="float32")
@@ -125,8 +133,11 @@ def _on_pixels(model: keras.Model, preprocessing: Preprocessing) -> keras.Model:
 
 
 def _export_tflite(
-  classifier: Classifier, config: Config, data_dir: str | os.PathLike | None, folder: pathlib.Path
+  classifier: "Classifier", config: Config, data_dir: str | os.PathLike | None, folder: pathlib.Path
 ) -> None:
+  from resnet.data import get_dataset, splits
+  from resnet.trained import tflite
+
   imagenet = config.dataset == "imagenet"
   place = data_dir or ("data/imagenet" if imagenet else "data")
   of_training, of_test = ("train", "validation") if imagenet else splits(validation=False)

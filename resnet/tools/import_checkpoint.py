@@ -10,11 +10,8 @@ from absl import flags
 from resnet.configs import Config
 from resnet.experiments.experiment import Experiment
 from resnet.experiments.lock import locked
-from resnet.models import get_model
-from resnet.original.checkpoint import load_tf1_checkpoint
+from resnet.original.checkpoint_files import require_checkpoint
 from resnet.tools.checkpoint_flags import config_of_checkpoint, define_checkpoint_flags
-from resnet.training.checkpoint import Checkpoints
-from resnet.training.optimizer import make_optimizer
 from resnet.utils.app import run
 
 FLAGS = flags.FLAGS
@@ -49,6 +46,13 @@ def import_checkpoint(checkpoint: str | os.PathLike, experiment: Experiment, con
     UserError (a ValueError): the experiment exists, or the checkpoint cannot be read or does not fit.
   """
   experiment.require_new()
+  require_checkpoint(checkpoint)
+  # These load TensorFlow, which takes seconds: mistakes in the flags are answered before.
+  from resnet.models import get_model
+  from resnet.original.checkpoint import load_tf1_checkpoint
+  from resnet.training.checkpoint import Checkpoints
+  from resnet.training.optimizer import make_optimizer
+
   model = get_model(config)
   optimizer = make_optimizer(config, model)
   load_tf1_checkpoint(model, checkpoint, optimizer)

@@ -8,18 +8,21 @@ packed or not. Else it downloads them, so that machines without a network can tr
 
 from absl import flags
 
-from resnet.data.images import TFDS_NAMES, load_images
+from resnet.configs.config import NUM_CLASSES
 from resnet.utils.app import run
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-  flags.DEFINE_enum("dataset", None, list(TFDS_NAMES), "Dataset.", required=True)
+  names = [name for name in NUM_CLASSES if name not in ("digits", "imagenet")]
+  flags.DEFINE_enum("dataset", None, names, "Dataset.", required=True)
   flags.DEFINE_string("data_dir", "data", "Folder of the data, as of the training.")
 
 
 def main() -> None:
+  from resnet.data.images import load_images  # It loads TensorFlow: mistakes in the flags are answered before.
+
   images = load_images(FLAGS.dataset, FLAGS.data_dir)
   counts = " and ".join(f"{len(labels):,} {split} images" for split, (_, labels) in images.items())
   print(f"{FLAGS.dataset} is ready in {FLAGS.data_dir}: {counts}")

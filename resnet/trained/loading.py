@@ -19,8 +19,6 @@ from resnet.trained.classifier import Classifier
 from resnet.training.checkpoint import Checkpoints
 from resnet.utils.errors import UserError
 
-CLASS_NAMES_FILE = "class_names.txt"  # in an experiment's folder: a name a line, in the order of the outputs
-
 
 def pretrained_model(
   source: str | os.PathLike, config: Config | None = None, include_top: bool = True, step: int | None = None
@@ -131,18 +129,18 @@ def class_names_of(config: Config, folder: pathlib.Path | None) -> list[str]:
   """The names in the experiment's class_names.txt, or else those of the data set, or numbers.
 
   Raises:
-    UserError: the file has not a name for each class.
+    UserError: the file cannot be read, or has not a name for each class.
   """
-  file = None if folder is None else folder / CLASS_NAMES_FILE
-  if file is None or not file.exists():
+  experiment = None if folder is None else _experiment_in(folder)
+  if experiment is None or (names := experiment.load_class_names()) is None:
     return known_class_names(config)
-  try:
-    names = file.read_text(encoding="utf-8", errors="replace").splitlines()
-  except OSError as error:
-    raise UserError(f"cannot read {file}: {error.strerror}") from error
   if len(names) != config.num_classes:
-    raise UserError(f"{file} must have {config.num_classes} lines, a name for each class, got {len(names)}")
-  return names
+    raise UserError(
+      f"{experiment.class_names_file} must have {config.num_classes} lines, a name for each class, "
+      f"got {len(names)}"
+    )
+  # Names of folders need not be UTF-8, but servers answer in it.
+  return [name.encode(errors="surrogateescape").decode(errors="replace") for name in names]
 
 
 def _experiment_in(folder: pathlib.Path) -> Experiment:

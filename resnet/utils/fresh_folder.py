@@ -15,8 +15,7 @@ def fresh_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
   Raises:
     UserError: `target` exists, or its parent cannot be written to.
   """
-  if target.exists():
-    raise UserError(f"{target} exists; choose another")
+  require_absent(target)
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
@@ -26,3 +25,9 @@ def fresh_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
       folder.rename(target)
   except OSError as error:
     raise UserError(f"cannot write to {target}: {error}") from error
+
+
+def require_absent(target: pathlib.Path) -> None:
+  """Raises a UserError if `target` exists."""
+  if target.exists():
+    raise UserError(f"{target} exists; choose another")

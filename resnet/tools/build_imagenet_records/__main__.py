@@ -25,7 +25,6 @@ import multiprocessing
 import os
 import pathlib
 import random
-import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,12 +36,11 @@ from resnet.configs.description import FILE as DESCRIPTION_FILE
 from resnet.configs.description import Description, read_description, write_description
 from resnet.tools.build_imagenet_records.bounding_boxes import Box, read_boxes
 from resnet.tools.build_imagenet_records.pictures import Picture, list_pictures, read_lines
-from resnet.tools.build_imagenet_records.shards import Shard, Written, read_shard, start_worker, write_shard
+from resnet.tools.build_imagenet_records.shards import SHUFFLE_SEED, Shard, Written, plan_shards
 from resnet.tools.build_imagenet_records.validation_labels import with_labels
 from resnet.utils.app import run
 from resnet.utils.errors import UserError
 
-_SHUFFLE_SEED = 12345
 FLAGS = flags.FLAGS
 
 
@@ -147,7 +145,7 @@ def hold_out(pictures: Iterable[Picture], share: float) -> tuple[list[Picture], 
   Raises:
     UserError: a class would have none left.
   """
-  draw = random.Random(_SHUFFLE_SEED)
+  draw = random.Random(SHUFFLE_SEED)
   rest, held_out = [], []
   for synset, of_class in itertools.groupby(pictures, lambda picture: picture.synset):
     shuffled = list(of_class)
@@ -176,39 +174,6 @@ def describe(
   )
 
 
-def plan_shards(
-  output_dir: str, split: str, pictures: list[Picture], number: int, classes: dict[str, tuple[int, str]]
-) -> list[Shard]:
-  """Divides a split's pictures, in random order, among its record files.
-
-  Raises:
-    UserError: a picture's class is unknown, there are fewer pictures than files, or the folder already holds a
-      set of another number of files.
-  """
-  unknown = sorted({picture.synset for picture in pictures} - set(classes))
-  if unknown:
-    hint = "; the devkit's numbers need its meta.mat beside them" if unknown[0].isdecimal() else ""
-    raise UserError(
-      f"the {split} pictures have {len(unknown)} classes without a label, such as {unknown[0]!r}{hint}"
-    )
-  if len(pictures) < number:
-    raise UserError(f"{number} {split} files for {len(pictures)} pictures; lower --{split}_shards")
-  for name in os.listdir(output_dir):
-    match = re.fullmatch(rf"{split}-\d{{5}}-of-(\d{{5}})", name)
-    if match and int(match[1]) != number:
-      raise UserError(f"{output_dir} already holds {name}, of another set; delete it, or choose another folder")
-  pictures = list(pictures)
-  random.Random(_SHUFFLE_SEED).shuffle(pictures)
-  bounds = [len(pictures) * index // number for index in range(number + 1)]
-  return [
-    Shard(
-      os.path.join(output_dir, f"{split}-{index:05d}-of-{number:05d}"),
-      [(picture, *classes[picture.synset]) for picture in pictures[bounds[index] : bounds[index + 1]]],
-    )
-    for index in range(number)
-  ]
-
-
 def build(
   shards: list[Shard], boxes: dict[str, list[Box]], num_workers: int
 ) -> dict[str, list[tuple[int, int]]]:
@@ -220,6 +185,9 @@ def build(
   Raises:
     UserError: a shard that was there is damaged, or holds another number of pictures than it would now.
   """
+  # This loads TensorFlow, which takes seconds: mistakes in the flags are answered before.
+  from resnet.tools.build_imagenet_records.shard_files import read_shard, write_shard
+
   sizes = {}
   total = sum(len(shard.pictures) for shard in shards)
   with tqdm.tqdm(total=total, unit=" pictures", smoothing=0.05) as bar:
@@ -247,6 +215,8 @@ def _run_all(tasks: Sequence[Callable[[], Written]], num_workers: int) -> Iterat
   if num_workers == 1 or len(tasks) < 2:
     yield from (task() for task in tasks)
     return
+  from resnet.tools.build_imagenet_records.shard_files import start_worker
+
   # Processes are spawned: TensorFlow's threads do not survive a fork.
   pool = concurrent.futures.ProcessPoolExecutor(
     min(num_workers, len(tasks)), multiprocessing.get_context("spawn"), start_worker

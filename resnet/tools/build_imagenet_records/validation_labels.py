@@ -5,9 +5,9 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from resnet.data.data_folder import read_archive
 from resnet.tools.build_imagenet_records.mat_file import read_structs
 from resnet.tools.build_imagenet_records.pictures import Picture, read_lines
+from resnet.utils.data_folder import read_archive
 from resnet.utils.errors import UserError
 
 _GROUND_TRUTH, _META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
