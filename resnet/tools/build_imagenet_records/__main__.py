@@ -273,6 +273,7 @@ def _summarize(shards: list[Shard], description: Description) -> None:
   folder = pathlib.Path(shards[0].path).parent
   names = list(description.classes)
   shown = ", ".join(names if len(names) < 10 else [*names[:3], "...", names[-1]])
+  shown = shown.encode("utf-8", "backslashreplace").decode()  # Names of folders may be no text.
   print(f"{total - skipped} pictures in {len(shards)} record files in {folder}, {len(names)} classes: {shown}")
   if skipped:
     raise UserError(
