@@ -20,7 +20,8 @@ from resnet.models import RevNet, get_model
 from resnet.models.storage import activation_bytes
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.evaluate import make_evaluate
-from resnet.training.optimizer import INITIAL_LOSS_SCALE, make_optimizer
+from resnet.training.loss_scale import INITIAL_LOSS_SCALE
+from resnet.training.optimizer import make_optimizer
 from resnet.training.step import averaged_over_passes, loss_and_gradients
 from resnet.training.strategy import make_strategy
 from resnet.training.train_loop import train
@@ -156,13 +157,13 @@ def test_a_resumed_run_ends_bit_identical(uninterrupted, tmp_path, stop):
 def test_float16_keeps_its_loss_scale(tmp_path):
   config = dataclasses.replace(CONFIG, dtype="mixed_float16")
   model, optimizer = built(config)
-  optimizer.loss_scale.assign(8.0)
-  optimizer.finite_steps.assign(5.0)
+  optimizer.loss_scale.value.assign(8.0)
+  optimizer.loss_scale.finite_steps.assign(5.0)
   Checkpoints(tmp_path, model, optimizer).save(3)
   model, optimizer = built(config)
-  assert optimizer.loss_scale.numpy() == INITIAL_LOSS_SCALE
+  assert optimizer.loss_scale.value.numpy() == INITIAL_LOSS_SCALE
   Checkpoints(tmp_path, model, optimizer).restore(3)
-  assert (optimizer.loss_scale.numpy(), optimizer.finite_steps.numpy()) == (8, 5)
+  assert (optimizer.loss_scale.value.numpy(), optimizer.loss_scale.finite_steps.numpy()) == (8, 5)
 
 
 def test_compiled_training_agrees(uninterrupted, tmp_path):

@@ -52,7 +52,7 @@ class Saver:
 
   def check(self, step: int, loss: float, optimizer: Momentum) -> None:
     """Raises a UserError if the run has diverged."""
-    if optimizer.overflows_always():
+    if optimizer.loss_scale and optimizer.loss_scale.overflows_always():
       raise self._diverged(step, "gradients overflow float16 at a loss scale of 1")
     if abs(loss) <= MAX_LOSS:  # Not if it is no number.
       if self.wants_loss(step):

@@ -19,14 +19,13 @@ from resnet.training.announcement import announcement, changes_since_last_run, s
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.evaluate import make_evaluate
 from resnet.training.lr_schedule import learning_rate
-from resnet.training.optimizer import Momentum, make_optimizer
+from resnet.training.optimizer import make_optimizer
 from resnet.training.progress import Progress
 from resnet.training.saver import Saver
-from resnet.training.step import averaged_over_passes
+from resnet.training.step import make_train_step
 from resnet.training.strategy import is_chief, lost_worker_errors, num_workers
 from resnet.utils.errors import UserError
 from resnet.utils.interrupt import deferred_signals
-from resnet.utils.xla import heed_memory_on_a_cpu
 
 MAX_RECONSTRUCTION_ERROR = 1e-2  # relative; beyond it there is a warning.
 
@@ -176,51 +175,6 @@ def _with_memory_used(config: Config) -> Config:
     return config
   memory, images = config.activation_memory, per_replica // config.num_pass
   return fit_memory(dataclasses.replace(config, activation_memory=0.0), memory, images)
-
-
-def make_train_step(
-  model: keras.Model,
-  optimizer: Momentum,
-  strategy: tf.distribute.Strategy,
-  num_pass: int = 1,
-  jit: bool = False,
-) -> Callable[..., tf.Tensor]:
-  """A function of an iterator of distributed batches: trains on the next one, returns its mean cross entropy.
-
-  Args:
-    model: built.
-    optimizer: built for the model.
-    strategy: the one that model and optimizer were built under.
-    num_pass: into how many passes each replica divides its part of the batch. They run one after the other, in
-      the memory of one. Batch statistics are those of a pass; gradients, and the updates of the moving
-      statistics, are means over passes and replicas.
-    jit: compile the passes, forward and backward, by XLA.
-  """
-  if jit:
-    heed_memory_on_a_cpu()
-  replicas = strategy.num_replicas_in_sync
-
-  def replica_step(images, labels):
-    compute = tf.function(averaged_over_passes, jit_compile=True) if jit else averaged_over_passes
-    loss_scale = None if optimizer.loss_scale is None else tf.convert_to_tensor(optimizer.loss_scale)
-    state = model.non_trainable_variables
-    before = [tf.convert_to_tensor(variable.value) for variable in state] if optimizer.scales_loss else []
-    loss, gradients = compute(model, images, labels, num_pass, loss_scale)
-    if replicas > 1:  # The optimizer sums over the replicas.
-      gradients = [gradient / replicas for gradient in gradients]
-    optimizer.apply(gradients, model.trainable_variables)
-    if optimizer.scales_loss:  # A step that the optimizer skips must not move the statistics either.
-      skipped = optimizer.skipped()
-      for variable, value in zip(state, before, strict=True):
-        variable.assign(tf.where(skipped, value, variable.value))
-    return loss
-
-  @tf.function(autograph=False)  # No Python in it branches on a tensor.
-  def train_step(iterator):
-    losses = strategy.run(replica_step, args=next(iterator))
-    return strategy.reduce(tf.distribute.ReduceOp.MEAN, losses, axis=None)
-
-  return train_step
 
 
 def make_reconstruction_monitor(

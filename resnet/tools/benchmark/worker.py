@@ -23,8 +23,8 @@ from resnet.models import RevNet, get_model
 from resnet.reversible import ReversibleChain, recompute
 from resnet.tools.benchmark.report import Case
 from resnet.training.optimizer import make_optimizer
+from resnet.training.step import make_train_step
 from resnet.training.strategy import make_strategy
-from resnet.training.train_loop import make_train_step
 
 
 class RecomputedRevNet(RevNet):
