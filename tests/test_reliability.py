@@ -227,12 +227,12 @@ def test_older_checkpoints_go_but_never_the_newest_good_one(checkpoints, network
   left = []
   for step, loss in ((4, 2.0), (5, 2.0), (6, np.nan)):
     if loss == loss:
-      saver.check(step, loss, network[1])
+      saver.check(step, loss)
       left.append(opened.steps())
       saver.save(step)
     else:
       with pytest.raises(UserError, match="continue from the newest checkpoint"):
-        saver.check(step, loss, network[1])
+        saver.check(step, loss)
     left.append(opened.steps())
   assert (
     left
@@ -252,16 +252,16 @@ def test_a_checkpoint_that_waits_to_be_evaluated_stays(checkpoints, network, tmp
   curves = ExperimentLogger(experiment.logs_folder)
   curves.log("valid_acc", 1, acc=0.5)
   saver = Saver(opened, SHORT, experiment, restored=3, keep=1)
-  saver.check(4, 2.0, network[1])
+  saver.check(4, 2.0)
   assert opened.steps() == [2, 3]
   curves.log("valid_acc", 2, acc=0.5)
-  saver.check(4, 2.0, network[1])
+  saver.check(4, 2.0)
   assert opened.steps() == [3]
   saver.save(4)
-  saver.check(5, 2.0, network[1])
+  saver.check(5, 2.0)
   assert opened.steps() == [3, 4]
   end_watching(experiment)
-  saver.check(5, 2.0, network[1])
+  saver.check(5, 2.0)
   assert opened.steps() == [4]
 
 

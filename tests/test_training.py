@@ -24,7 +24,7 @@ from resnet.training.loss_scale import INITIAL_LOSS_SCALE
 from resnet.training.optimizer import make_optimizer
 from resnet.training.step import averaged_over_passes, loss_and_gradients
 from resnet.training.strategy import make_strategy
-from resnet.training.train_loop import train
+from resnet.training.train_loop import RunOptions, train
 from resnet.utils.errors import UserError
 
 CONFIG = dataclasses.replace(
@@ -46,7 +46,7 @@ def run(folder, experiment_id, config=CONFIG, strategy=None, **kwargs):
   strategy = strategy or make_strategy(0, config.batch_size)
   data = get_dataset(config, "", "train")
   evaluated = {"train_acc": EvaluationData(data, 2), "valid_acc": EvaluationData(data, 1)}
-  return experiment, train(config, experiment, strategy, data, evaluated, **kwargs)
+  return experiment, train(config, experiment, strategy, data, evaluated, RunOptions(**kwargs))
 
 
 def tensors(experiment, step):
