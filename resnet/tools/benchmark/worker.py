@@ -58,7 +58,7 @@ def config_of(case: Case) -> Config:
     num_residual_units=case.units,
     dtype=case.dtype,
     manual_gradients=case.mode != "ordinary",
-    chain=case.mode if case.mode in ("unrolled", "while_loop") else "auto",
+    chain="while_loop" if case.mode == "while_loop" else "unrolled",
     kept_units=case.kept_units,
     grid_bits=14 if case.mode == "exact" else 0,
   )
