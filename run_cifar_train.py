@@ -61,14 +61,7 @@ def main():
     keep_checkpoints=FLAGS.keep_checkpoints,
     monitors_reconstruction=FLAGS.monitor_reconstruction,
   )
-  accuracy = train(
-    config,
-    experiment,
-    strategy,
-    train_data,
-    evaluation_data,
-    options,
-  )
+  accuracy = train(config, experiment, strategy, train_data, evaluation_data, options)
   print(
     f"Final {'validation' if config.run_validation else 'test'} accuracy = {100 * accuracy['valid_acc']:.3f}"
   )

@@ -61,14 +61,7 @@ def main():
     keep_checkpoints=FLAGS.keep_checkpoints,
     monitors_reconstruction=FLAGS.monitor_reconstruction,
   )
-  train(
-    config,
-    experiment,
-    strategy,
-    train_data,
-    {},
-    options,
-  )
+  train(config, experiment, strategy, train_data, {}, options)
 
 
 def cli():
