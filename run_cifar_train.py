@@ -45,7 +45,7 @@ def main():
     # These load TensorFlow, which takes seconds: mistakes in the flags are answered before.
     from resnet.data import EvaluationData, get_dataset, splits
     from resnet.training.strategy import make_strategy
-    from resnet.training.train_loop import train
+    from resnet.training.train_loop import RunOptions, train
 
     strategy = make_strategy(FLAGS.num_gpu, config.batch_size)
   train_split, test_split = splits(config.run_validation)
@@ -55,17 +55,13 @@ def main():
     "train_acc": EvaluationData(train_data, num_batches=100),
     "valid_acc": EvaluationData(test_data),
   }
-  accuracy = train(
-    config,
-    experiment,
-    strategy,
-    train_data,
-    evaluation_data,
+  options = RunOptions(
     restore=FLAGS.restore,
     max_num_steps=FLAGS.max_num_steps,
     keep_checkpoints=FLAGS.keep_checkpoints,
     monitors_reconstruction=FLAGS.monitor_reconstruction,
   )
+  accuracy = train(config, experiment, strategy, train_data, evaluation_data, options)
   print(
     f"Final {'validation' if config.run_validation else 'test'} accuracy = {100 * accuracy['valid_acc']:.3f}"
   )

@@ -47,7 +47,7 @@ def main():
     # These load TensorFlow, which takes seconds: mistakes in the flags are answered before.
     from resnet.data import get_dataset
     from resnet.training.strategy import make_strategy
-    from resnet.training.train_loop import train
+    from resnet.training.train_loop import RunOptions, train
 
     strategy = make_strategy(FLAGS.num_gpu, config.batch_size, default=NUM_GPU)
   train_data = get_dataset(config, FLAGS.data_dir, "train")
@@ -55,17 +55,13 @@ def main():
     print(
       f"{FLAGS.data_dir} has no description.json: its pictures are taken as of {config.num_classes} classes"
     )
-  train(
-    config,
-    experiment,
-    strategy,
-    train_data,
-    {},
+  options = RunOptions(
     restore=FLAGS.restore,
     max_num_steps=FLAGS.max_num_steps,
     keep_checkpoints=FLAGS.keep_checkpoints,
     monitors_reconstruction=FLAGS.monitor_reconstruction,
   )
+  train(config, experiment, strategy, train_data, {}, options)
 
 
 def cli():

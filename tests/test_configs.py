@@ -104,7 +104,7 @@ def test_an_unknown_model_is_refused_with_the_list_of_models():
     ({"base_learn_rate": 1e39}, "base_learn_rate must be a number, at most 3.4e.38, got 1e.39"),
     ({"model_class": "densenet"}, "model_class must be one of resnet, revnet; got 'densenet'"),
     ({"dataset": "mnist"}, "dataset must be one of cifar-10, cifar-100, fashion-mnist, digits, imagenet"),
-    ({"optimizer": "adam"}, "optimizer must be one of mom"),
+    ({"chain": "auto"}, "chain must be one of unrolled, while_loop; got 'auto'"),
     ({"model_class": "resnet"}, "manual_gradients must be false"),
     ({"filters": (32, 32, 64, 48)}, "filters without use_bottleneck must grow"),
     ({"strides": (1, 3, 2)}, "strides without use_bottleneck must divide the feature map"),
@@ -147,8 +147,23 @@ def test_a_json_config_of_version_0_1_loads(tmp_path):
   fields = dataclasses.asdict(get_config("revnet-38"))
   for name in NEW:
     del fields[name]
+  fields |= {"chain": "auto", "optimizer": "mom", "lr_scheduler": "fixed"}
   (tmp_path / "conf.json").write_text(json.dumps(fields))
   assert get_config_from_json(tmp_path / "conf.json") == get_config("revnet-38")
+  assert get_config("revnet-38").chain == "unrolled"
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"optimizer": "adam"}, "optimizer must be 'mom', got 'adam'"),
+    ({"lr_scheduler": None}, "lr_scheduler must be 'fixed', got None"),
+  ],
+)
+def test_a_choice_that_was_never_there_is_not_dropped_silently(tmp_path, fields, message):
+  (tmp_path / "conf.json").write_text(json.dumps(dataclasses.asdict(get_config("revnet-38")) | fields))
+  with pytest.raises(ValueError, match=f"conf.json: {message}"):
+    get_config_from_json(tmp_path / "conf.json")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from resnet.tools.import_checkpoint import import_checkpoint
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.optimizer import make_optimizer
 from resnet.training.strategy import make_strategy
-from resnet.training.train_loop import train
+from resnet.training.train_loop import RunOptions, train
 from resnet.utils.errors import UserError
 
 CASE = "revnet-test"
@@ -62,7 +62,8 @@ def test_importing_training_exporting_and_importing_is_exact(tmp_path):
   assert _exported(experiment, tmp_path / "untrained", 37) == _bits(start)
 
   data = get_dataset(config, "", "train")
-  train(config, experiment, make_strategy(0, config.batch_size), data, {}, restore=True, max_num_steps=2)
+  options = RunOptions(restore=True, max_num_steps=2)
+  train(config, experiment, make_strategy(0, config.batch_size), data, {}, options)
 
   trained = _exported(experiment, tmp_path / "trained", 39)
   assert {name for name in trained if trained[name] == _bits(start)[name]} == {"Model/learn_rate"}

@@ -8,8 +8,9 @@ import pytest
 import tensorflow as tf
 
 from resnet.configs import get_config
+from resnet.training.loss_scale import INITIAL_LOSS_SCALE
 from resnet.training.lr_schedule import learning_rate_schedule
-from resnet.training.optimizer import INITIAL_LOSS_SCALE, Momentum
+from resnet.training.optimizer import Momentum
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, tf.function], ids=["eager", "graph"])
@@ -28,7 +29,7 @@ def test_momentum_by_hand(wrap):
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_a_step_that_overflows_anywhere_changes_no_weight_and_halves_the_scale(replicas, monkeypatch):
-  monkeypatch.setattr("resnet.training.optimizer.STEPS_TO_DOUBLE", 2)
+  monkeypatch.setattr("resnet.training.loss_scale.STEPS_TO_DOUBLE", 2)
   # Not by collective ops, whose keys, of all strategies of a process, go with one shape.
   strategy = tf.distribute.MirroredStrategy(
     [f"CPU:{index}" for index in range(replicas)], cross_device_ops=tf.distribute.ReductionToOneDevice()
@@ -48,9 +49,9 @@ def test_a_step_that_overflows_anywhere_changes_no_weight_and_halves_the_scale(r
     strategy.run(apply)
 
   def state():
-    scales = strategy.experimental_local_results(optimizer.loss_scale.value)
+    scales = strategy.experimental_local_results(optimizer.loss_scale.value.value)
     last = scales[-1].numpy() / INITIAL_LOSS_SCALE
-    return [*weights[0].numpy(), weights[1].numpy(), last, optimizer.finite_steps.numpy()]
+    return [*weights[0].numpy(), weights[1].numpy(), last, optimizer.loss_scale.finite_steps.numpy()]
 
   # Accumulators: replicas * 1, then 1.5, then 1.75 times that.
   moved = np.cumsum([1, 1.5, 1.75]) * replicas * 0.125

@@ -29,7 +29,7 @@ from resnet.experiments.logger import ExperimentLogger
 from resnet.experiments.watch import begin_watching, end_watching
 from resnet.training.checkpoint import CheckpointError, Checkpoints, NotFiniteError, SaveError
 from resnet.training.saver import Saver
-from resnet.training.train_loop import make_train_step
+from resnet.training.step import make_train_step
 from resnet.utils.app import run as run_main
 from resnet.utils.errors import UserError, reason_of
 
@@ -180,11 +180,11 @@ def test_a_step_that_overflows_float16_leaves_the_moving_statistics(replicas):
   data = get_dataset(SHORT, "", "train").training_batches(0).rebatch(10 // replicas)
   batches = iter(strategy.experimental_distribute_dataset(data.take(2 * replicas)))
   before = values(model.variables)
-  optimizer.loss_scale.assign(3e38)
+  optimizer.loss_scale.value.assign(3e38)
   step(batches)
   for value, variable in zip(before, model.variables, strict=True):
     np.testing.assert_array_equal(variable.numpy(), value, err_msg=variable.path)
-  optimizer.loss_scale.assign(1.0)
+  optimizer.loss_scale.value.assign(1.0)
   step(batches)
   moved = [
     np.any(variable.numpy() != value)
@@ -195,7 +195,7 @@ def test_a_step_that_overflows_float16_leaves_the_moving_statistics(replicas):
 
 
 def test_a_float16_run_whose_steps_all_overflow_ends_as_diverged(tmp_path, monkeypatch):
-  monkeypatch.setattr("resnet.training.optimizer.INITIAL_LOSS_SCALE", 1.0)
+  monkeypatch.setattr("resnet.training.loss_scale.INITIAL_LOSS_SCALE", 1.0)
   config = override_config(SHORT, ["dtype=mixed_float16", "base_learn_rate=1e20", "lr_list=1e20,1e20"])
   with pytest.raises(
     UserError, match="diverged at step .*(overflow float16 at a loss scale of 1|the loss is|finite)"
@@ -206,12 +206,12 @@ def test_a_float16_run_whose_steps_all_overflow_ends_as_diverged(tmp_path, monke
 def test_the_loss_scale_stays_at_least_one(network):
   config = dataclasses.replace(SHORT, dtype="mixed_float16")
   model, optimizer = built(config)
-  optimizer.loss_scale.assign(1.5)
+  optimizer.loss_scale.value.assign(1.5)
   overflow = [tf.fill(variable.shape, np.inf) for variable in model.trainable_variables]
-  assert not optimizer.overflows_always()
+  assert not optimizer.loss_scale.overflows_always()
   optimizer.apply(overflow, model.trainable_variables)
-  assert optimizer.loss_scale.numpy() == 1
-  assert optimizer.overflows_always()
+  assert optimizer.loss_scale.value.numpy() == 1
+  assert optimizer.loss_scale.overflows_always()
 
 
 # What is kept.
@@ -227,12 +227,12 @@ def test_older_checkpoints_go_but_never_the_newest_good_one(checkpoints, network
   left = []
   for step, loss in ((4, 2.0), (5, 2.0), (6, np.nan)):
     if loss == loss:
-      saver.check(step, loss, network[1])
+      saver.check(step, loss)
       left.append(opened.steps())
       saver.save(step)
     else:
       with pytest.raises(UserError, match="continue from the newest checkpoint"):
-        saver.check(step, loss, network[1])
+        saver.check(step, loss)
     left.append(opened.steps())
   assert (
     left
@@ -252,16 +252,16 @@ def test_a_checkpoint_that_waits_to_be_evaluated_stays(checkpoints, network, tmp
   curves = ExperimentLogger(experiment.logs_folder)
   curves.log("valid_acc", 1, acc=0.5)
   saver = Saver(opened, SHORT, experiment, restored=3, keep=1)
-  saver.check(4, 2.0, network[1])
+  saver.check(4, 2.0)
   assert opened.steps() == [2, 3]
   curves.log("valid_acc", 2, acc=0.5)
-  saver.check(4, 2.0, network[1])
+  saver.check(4, 2.0)
   assert opened.steps() == [3]
   saver.save(4)
-  saver.check(5, 2.0, network[1])
+  saver.check(5, 2.0)
   assert opened.steps() == [3, 4]
   end_watching(experiment)
-  saver.check(5, 2.0, network[1])
+  saver.check(5, 2.0)
   assert opened.steps() == [4]
 
 

@@ -20,10 +20,11 @@ from resnet.models import RevNet, get_model
 from resnet.models.storage import activation_bytes
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.evaluate import make_evaluate
-from resnet.training.optimizer import INITIAL_LOSS_SCALE, make_optimizer
+from resnet.training.loss_scale import INITIAL_LOSS_SCALE
+from resnet.training.optimizer import make_optimizer
 from resnet.training.step import averaged_over_passes, loss_and_gradients
 from resnet.training.strategy import make_strategy
-from resnet.training.train_loop import train
+from resnet.training.train_loop import RunOptions, train
 from resnet.utils.errors import UserError
 
 CONFIG = dataclasses.replace(
@@ -45,7 +46,7 @@ def run(folder, experiment_id, config=CONFIG, strategy=None, **kwargs):
   strategy = strategy or make_strategy(0, config.batch_size)
   data = get_dataset(config, "", "train")
   evaluated = {"train_acc": EvaluationData(data, 2), "valid_acc": EvaluationData(data, 1)}
-  return experiment, train(config, experiment, strategy, data, evaluated, **kwargs)
+  return experiment, train(config, experiment, strategy, data, evaluated, RunOptions(**kwargs))
 
 
 def tensors(experiment, step):
@@ -156,13 +157,13 @@ def test_a_resumed_run_ends_bit_identical(uninterrupted, tmp_path, stop):
 def test_float16_keeps_its_loss_scale(tmp_path):
   config = dataclasses.replace(CONFIG, dtype="mixed_float16")
   model, optimizer = built(config)
-  optimizer.loss_scale.assign(8.0)
-  optimizer.finite_steps.assign(5.0)
+  optimizer.loss_scale.value.assign(8.0)
+  optimizer.loss_scale.finite_steps.assign(5.0)
   Checkpoints(tmp_path, model, optimizer).save(3)
   model, optimizer = built(config)
-  assert optimizer.loss_scale.numpy() == INITIAL_LOSS_SCALE
+  assert optimizer.loss_scale.value.numpy() == INITIAL_LOSS_SCALE
   Checkpoints(tmp_path, model, optimizer).restore(3)
-  assert (optimizer.loss_scale.numpy(), optimizer.finite_steps.numpy()) == (8, 5)
+  assert (optimizer.loss_scale.value.numpy(), optimizer.loss_scale.finite_steps.numpy()) == (8, 5)
 
 
 def test_compiled_training_agrees(uninterrupted, tmp_path):

@@ -17,10 +17,8 @@ NUM_CLASSES = {
   "imagenet": 1000,
 }  # of each dataset
 MODEL_CLASSES = ("resnet", "revnet")
-OPTIMIZERS = ("mom",)
-LR_SCHEDULERS = ("fixed",)
 PREPROCESSORS = ("cifar", "inception", "vgg")
-CHAINS = ("auto", "unrolled", "while_loop")
+CHAINS = ("unrolled", "while_loop")
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16", "float64")
 
 # A bottleneck unit's 1x1, 3x3, 1x1 convolutions work at a quarter of its output width; the configured
@@ -67,7 +65,7 @@ class Config:
   init_stride: int
   init_max_pool: bool  # 3x3 max pool of stride 2 after the stem
   manual_gradients: bool  # rebuild activations in the backward pass instead of storing them
-  chain: str  # form of the manual gradients, see resnet/reversible/chain.py; "auto": the faster one
+  chain: str  # form of the manual gradients, see resnet/reversible/chain.py
   kept_units: str = "auto"  # what manual gradients keep to save time, see resnet/models/storage.py
   grid_bits: int = 0  # 14, say, rebuilds to the last bit, see ReversibleChain; 0: no grid, as in version 0.1
   activation_memory: float = 0.0  # bytes of each device: keeps what fits them; 0: kept_units says what is kept
@@ -79,10 +77,8 @@ class Config:
   jit: bool = False  # compile forward and backward pass by XLA
   valid_batch_size: int  # of evaluation
   preprocessor: str
-  optimizer: str  # "mom": SGD with momentum
-  momentum: float
+  momentum: float  # of SGD
   wd: float  # weight decay: gradient += wd * kernel
-  lr_scheduler: str  # "fixed": piecewise constant
   base_learn_rate: float
   lr_decay_steps: tuple[int, ...]  # iterations at which the rates of lr_list start
   lr_list: tuple[float, ...]
@@ -149,8 +145,6 @@ def _check_choices(config: Config) -> None:
   for field, allowed in (
     ("dataset", NUM_CLASSES),
     ("model_class", MODEL_CLASSES),
-    ("optimizer", OPTIMIZERS),
-    ("lr_scheduler", LR_SCHEDULERS),
     ("preprocessor", PREPROCESSORS),
     ("chain", CHAINS),
     ("dtype", DTYPES),

@@ -13,6 +13,8 @@ from resnet.configs.config import Config
 from resnet.utils.errors import UserError
 
 _REGISTRY: dict[str, Config] = {}
+# Fields of version 0.1, in its saved files, that had one possible value.
+_FORMER_FIELDS = {"optimizer": "mom", "lr_scheduler": "fixed"}
 _ORIGINAL_NAMES = {"revnet-54": "revnet-56"}  # what the original code calls otherwise
 
 
@@ -82,11 +84,17 @@ def read_fields(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def config_from_fields(fields: Mapping[str, Any]) -> Config:
-  """The configuration of these fields.
+  """The configuration of these fields, as they are in files of this version or of an earlier one.
 
   Raises:
     UserError: a field is unknown, missing or impossible.
   """
+  for name, value in _FORMER_FIELDS.items():
+    if fields.get(name, value) != value:
+      raise UserError(f"{name} must be {value!r}, got {fields[name]!r}")
+  fields = {name: value for name, value in fields.items() if name not in _FORMER_FIELDS}
+  if fields.get("chain") == "auto":  # In version 0.1, always the unrolled one.
+    fields["chain"] = "unrolled"
   for name in fields:
     _require_field(name)
   needed = [field.name for field in dataclasses.fields(Config) if field.default is dataclasses.MISSING]

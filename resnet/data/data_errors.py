@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from resnet.data.record_files import HEADER_BYTES, RecordFiles, record_offsets
-from resnet.utils.errors import UserError
+from resnet.utils.errors import UserError, reason_of
 
 _FILE_BITS = 32  # a position is file * 2**32 + record, both counted from 0
 
@@ -63,7 +63,7 @@ class RecordTracker:
         raise
       raise UserError(explanation) from error
     except (tf.errors.NotFoundError, tf.errors.PermissionDeniedError) as error:
-      raise UserError(f"cannot read a record file: {_first_line(error)}") from error
+      raise UserError(f"cannot read a record file: {reason_of(error)}") from error
 
   def _explain(self, error: tf.errors.OpError) -> str | None:
     if isinstance(error, tf.errors.DataLossError):
@@ -81,7 +81,7 @@ class RecordTracker:
     try:
       encoded, label, boxes = self._files.parse(serialized)
     except tf.errors.InvalidArgumentError as error:
-      return f"not an ImageNet example ({_first_line(error)})"
+      return f"not an ImageNet example ({reason_of(error)})"
     if not 0 <= label < self._num_classes:
       return f"label {int(label) + 1} is out of range 1..{self._num_classes}"
     if not bool(tf.reduce_all(tf.math.is_finite(boxes))):
@@ -89,7 +89,7 @@ class RecordTracker:
     try:
       tf.io.decode_jpeg(encoded, channels=3)
     except tf.errors.InvalidArgumentError as error:
-      return f"the picture is damaged ({_first_line(error)})"
+      return f"the picture is damaged ({reason_of(error)})"
     return None
 
   def _find_damage(self, error: tf.errors.DataLossError) -> str | None:
@@ -113,8 +113,3 @@ def _is_readable(path: str, record: int) -> bool:
   except tf.errors.DataLossError:
     return False
   return True
-
-
-def _first_line(error: tf.errors.OpError) -> str:
-  line = error.message.splitlines()[0]
-  return re.sub(r"{{.*?}}\s*|\s*\[Op:.*", "", line)

@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 
 from resnet.data.published_files import FORMS, Images, load_files
-from resnet.utils.errors import UserError
+from resnet.utils.errors import UserError, reason_of
 
 TFDS_NAMES = {"cifar-10": "cifar10", "cifar-100": "cifar100", "fashion-mnist": "fashion_mnist"}
 SIZE = 32  # pixels, the input size of the CIFAR networks
@@ -36,7 +36,7 @@ def load_images(name: str, data_dir: str) -> dict[str, Images]:
     try:
       found = _download(name, data_dir)
     except Exception as error:  # Whatever the network, the disk or a damaged file raises.
-      raise UserError(_missing(name, data_dir, _reason(error), problems)) from error
+      raise UserError(_missing(name, data_dir, reason_of(error), problems)) from error
   for problem in problems:
     logging.warning("passed over: %s", problem)
   return {split: (_padded(images), labels) for split, (images, labels) in found.items()}
@@ -54,7 +54,8 @@ def _load_prepared(name: str, data_dir: str) -> dict[str, Images] | None:
     return {split: _load_split(builder, split) for split in ("train", "test")}
   except Exception as error:  # Whatever reading a damaged file raises.
     raise UserError(
-      f"{name} in {builder.data_dir} is damaged ({_reason(error)}); delete this folder, so that it is made anew"
+      f"{name} in {builder.data_dir} is damaged ({reason_of(error)}); delete this folder, so that it is made "
+      "anew"
     ) from error
 
 
@@ -83,10 +84,6 @@ def _padded(images: np.ndarray) -> np.ndarray:
   border = (SIZE - images.shape[1]) // 2
   images = np.pad(images, ((0, 0), (border, border), (border, border), (0, 0)))
   return np.repeat(images, 3 // images.shape[-1], axis=-1)
-
-
-def _reason(error: Exception) -> str:
-  return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def _missing(name: str, data_dir: str, reason: str, problems: list[str]) -> str:

@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from resnet.configs.config import Config
+from resnet.configs.config_factory import config_from_fields
 from resnet.models.layers import BatchNorm, Part, conv, dense
 from resnet.models.residual import ResidualFunction, Scope, skip_path
 from resnet.reversible.private_apis import show_to_checkpoints
@@ -179,7 +180,7 @@ class StageOutputs(keras.layers.Layer):
 
 
 def _config_of(config: Config | dict) -> Config:
-  return Config(**config) if isinstance(config, dict) else config
+  return config_from_fields(config) if isinstance(config, dict) else config
 
 
 @keras.saving.register_keras_serializable("resnet")

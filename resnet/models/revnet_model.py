@@ -46,7 +46,7 @@ class RevNet(ResNet):
       ReversibleChain(
         [(unit.f, unit.g) for unit in units],
         self.config.manual_gradients,
-        "unrolled" if self.config.chain == "auto" else self.config.chain,
+        self.config.chain,
         coupling=[coupling for unit in units for coupling in unit.couplings()],
         grid_bits=self.config.grid_bits or None,
         kept_streams=kept.streams,

@@ -19,7 +19,7 @@ import tensorflow as tf
 from resnet.original.checkpoint_files import checkpoint_prefix
 from resnet.training.lr_schedule import learning_rate_schedule
 from resnet.training.optimizer import Momentum
-from resnet.utils.errors import UserError
+from resnet.utils.errors import UserError, reason_of
 
 _ORIGINAL_NAMES = {
   "kernel": "w",
@@ -149,8 +149,7 @@ def _read(prefix: str, expected: Mapping[str, _Expected], path: str | os.PathLik
     if not problems:
       values = {_short(name): np.asarray(reader.get_tensor(name)) for name in shapes}
   except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:
-    reason = str(error).strip().splitlines()[0]
-    raise UserError(f"checkpoint {path} is damaged, or is not a checkpoint: {reason}") from error
+    raise UserError(f"checkpoint {path} is damaged, or is not a checkpoint: {reason_of(error)}") from error
   if problems:
     raise UserError(f"checkpoint {path} does not fit the model. {'; '.join(problems)}")
   step = values.get(_STEP, 0)

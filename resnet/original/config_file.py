@@ -25,13 +25,14 @@ _DROPPED = {
 # Fields of the original alone that name a choice. The networks here implement one value of each.
 _FIXED = {
   "filter_initialization": ("'normal'", lambda value: value == "normal"),
+  "lr_scheduler_type": ("'fixed'", lambda value: value == "fixed"),
   "relu_leakiness": ("0", lambda value: value in (0, False)),
   "activate_before_residual": (
     "true for the first stage and false for all others",
     lambda value: isinstance(value, list) and value[:1] == [True] and not any(value[1:]),
   ),
 }
-OWN_FIELDS = (*_DROPPED, *_FIXED, "lr_scheduler_type")
+OWN_FIELDS = (*_DROPPED, *_FIXED)
 
 
 def load_config(path: str | os.PathLike) -> Config:
@@ -63,9 +64,8 @@ def is_original(fields: Mapping[str, Any]) -> bool:
 def from_original(fields: Mapping[str, Any]) -> dict[str, Any]:
   """The fields of a `Config` that mean what `fields` meant to the original code.
 
-  `lr_scheduler_type` becomes `lr_scheduler`. Strides and filters beyond the last stage, which the original
-  does not read, are cut. Fields that the original lacks get the values that its code implies, see
-  `_implied`. Fields that neither code knows stay as they are.
+  Strides and filters beyond the last stage, which the original does not read, are cut. Fields that the original
+  lacks get the values that its code implies, see `_implied`. Fields that neither code knows stay as they are.
 
   Raises:
     UserError: a choice that the networks here do not implement.
@@ -74,8 +74,6 @@ def from_original(fields: Mapping[str, Any]) -> dict[str, Any]:
     if name in fields and not is_supported(fields[name]):
       raise UserError(f"{name} must be {supported}, got {fields[name]!r}")
   kept = {name: value for name, value in fields.items() if name not in OWN_FIELDS}
-  if "lr_scheduler_type" in fields:
-    kept["lr_scheduler"] = fields["lr_scheduler_type"]
   kept = {**_implied(kept), **{name: value for name, value in kept.items() if value is not None}}
   stages = kept.get("num_residual_units")
   if isinstance(stages, list):
@@ -91,7 +89,7 @@ def _implied(fields: Mapping[str, Any]) -> dict[str, Any]:
   Only its ImageNet configurations name a preprocessor. Its CIFAR script sets num_classes by --dataset,
   which is cifar-10 by default, evaluates in batches of 100, and on the held out images only on demand.
   """
-  implied: dict[str, Any] = {"chain": "auto", "dtype": "float32", "run_validation": False, "seed": 1234}
+  implied: dict[str, Any] = {"chain": "unrolled", "dtype": "float32", "run_validation": False, "seed": 1234}
   if fields.get("model_class") == "resnet":
     implied["manual_gradients"] = False
   if "preprocessor" in fields:

@@ -27,7 +27,7 @@ def define_flags() -> None:
   flags.DEFINE_string("model", "revnet-110", "RevNet: one of resnet/configs/cifar_configs.py.")
   flags.DEFINE_enum("dtype", "mixed_bfloat16", DTYPES, "What the residual functions compute in.")
   flags.DEFINE_list("grid_bits", ["0", "14"], "Grids, as in a configuration; 0: none.")
-  flags.DEFINE_list("chain", list(CHAINS[1:]), "Forms of the reversible chain.")
+  flags.DEFINE_list("chain", list(CHAINS), "Forms of the reversible chain.")
   flags.DEFINE_integer("batch", 100, "Images.", lower_bound=1)
 
 

@@ -67,8 +67,8 @@ class Checkpoints:
       parts["momentum"] = dict(zip(trained, optimizer.accumulators, strict=True))
       parts["step"] = optimizer.iterations
       checked += optimizer.accumulators
-      if optimizer.scales_loss:
-        parts["loss_scale"] = {"value": optimizer.loss_scale, "finite_steps": optimizer.finite_steps}
+      if optimizer.loss_scale:
+        parts["loss_scale"] = optimizer.loss_scale.saved
     self._complete = optimizer is not None
     self._folder = folder
     self._writes = writes

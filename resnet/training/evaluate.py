@@ -15,6 +15,7 @@ from resnet.experiments.logger import ExperimentLogger
 from resnet.experiments.watch import begin_watching, end_watching
 from resnet.models import get_model
 from resnet.training.checkpoint import CheckpointError, Checkpoints
+from resnet.training.state import assign, values_of
 from resnet.utils.errors import UserError
 
 WATCH_INTERVAL = 10  # seconds between two looks for a new checkpoint
@@ -43,8 +44,8 @@ def make_evaluate(
 
   def evaluate(dataset):
     if strategy.num_replicas_in_sync > 1:
-      for variable in model.non_trainable_variables:
-        variable.assign(tf.convert_to_tensor(variable.value))  # Outside the replicas the value is their mean.
+      state = model.non_trainable_variables
+      assign(state, values_of(state))  # Outside the replicas a value is their mean.
     iterator = iter(strategy.experimental_distribute_dataset(dataset))
     total = 0
     while True:

@@ -4,11 +4,8 @@ import keras
 import tensorflow as tf
 
 from resnet.configs.config import Config
+from resnet.training.loss_scale import LossScale
 from resnet.training.lr_schedule import learning_rate_schedule
-
-INITIAL_LOSS_SCALE = 2.0**15
-STEPS_TO_DOUBLE = 2000
-LEAST_LOSS_SCALE = 1.0
 
 
 @keras.saving.register_keras_serializable("resnet")
@@ -21,12 +18,9 @@ class Momentum(keras.optimizers.Optimizer):
   Args:
     learning_rate: a float or a `keras.optimizers.schedules.LearningRateSchedule`.
     momentum: in [0, 1).
-    scales_loss: for gradients computed in float16, whose small values would be lost. The caller starts the
-      backward pass from `loss_scale`, and divides the gradients by it before `apply`. The scale is halved (down
-      to 1) when a gradient is not finite, and doubled after 2,000 steps of finite ones (Micikevicius et al.
-      2018, "Mixed Precision Training"). Each replica has a scale of its own. A step that overflows on any
-      replica is counted, but skipped: it changes no weight, and `skipped()` is true after it.
-      `keras.optimizers.LossScaleOptimizer` looks at the gradients of the first replica alone.
+    scales_loss: for gradients computed in float16: has a `loss_scale`, see loss_scale.py. The caller scales the
+      gradients by it, and divides them by it again before `apply`, which adapts it. A step that is skipped is
+      counted.
 
   Example:
     >>> model = get_model(get_config("revnet-38"))
@@ -39,7 +33,7 @@ class Momentum(keras.optimizers.Optimizer):
     super().__init__(learning_rate, name=name, **kwargs)
     self.momentum = momentum
     self.scales_loss = scales_loss
-    self.loss_scale: keras.Variable | None = None
+    self.loss_scale: LossScale | None = None
 
   def build(self, variables):
     if self.built:
@@ -47,49 +41,21 @@ class Momentum(keras.optimizers.Optimizer):
     super().build(variables)
     self.accumulators = [self.add_variable_from_reference(v, "accumulator") for v in variables]
     if self.scales_loss:
-      local = {"trainable": False, "aggregation": "only_first_replica", "synchronization": "on_read"}
-      self.loss_scale = keras.Variable(INITIAL_LOSS_SCALE, dtype="float32", name="loss_scale", **local)
-      self.finite_steps = keras.Variable(0.0, dtype="float32", name="finite_steps", **local)
-      # The share of replicas whose gradients overflow in this step: each assigns 0 or 1, the mean is kept.
-      self._overflow = keras.Variable(
-        0.0, trainable=False, dtype="float32", name="overflow", aggregation="mean"
-      )
+      self.loss_scale = LossScale()
 
   def accumulator(self, variable: keras.Variable) -> keras.Variable:
     """The accumulator of `variable`, for which the optimizer must have been built."""
     return self.accumulators[self._get_variable_index(variable)]  # Private to Keras: see requirements.txt.
 
   def apply(self, grads, trainable_variables=None):
-    if self.scales_loss:
-      self._adapt_loss_scale(grads)
+    if self.loss_scale:
+      self.loss_scale.update(grads)
     super().apply(grads, trainable_variables)
-
-  def _adapt_loss_scale(self, gradients):
-    assert self.loss_scale is not None
-    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
-    steps = tf.where(finite, self.finite_steps + 1, 0.0)
-    doubles = tf.equal(steps, STEPS_TO_DOUBLE)
-    self.finite_steps.assign(tf.where(doubles, 0.0, steps))
-    scale = self.loss_scale * tf.where(doubles, 2.0, tf.where(finite, 1.0, 0.5))
-    self.loss_scale.assign(tf.maximum(scale, LEAST_LOSS_SCALE))
-    self._overflow.assign(tf.where(finite, 0.0, 1.0))
-
-  def skipped(self) -> tf.Tensor:
-    """Whether the last step overflowed on any replica: a scalar bool."""
-    return self._overflow > 0
-
-  def overflows_always(self) -> bool:
-    """Whether the last step overflowed although its loss was not scaled up."""
-    if self.loss_scale is None:
-      return False
-    return bool(self.loss_scale.numpy() <= LEAST_LOSS_SCALE and self.finite_steps.numpy() == 0)
 
   def update_step(self, gradient, variable, learning_rate):
     rate, momentum = (tf.cast(value, variable.dtype) for value in (learning_rate, self.momentum))
-    if self.scales_loss:  # 1 * accumulator + 0, weight - 0 * accumulator: nothing changes.
-      skipped = self.skipped()
-      gradient, rate = tf.where(skipped, 0.0, gradient), tf.where(skipped, 0.0, rate)
-      momentum = tf.where(skipped, 1.0, momentum)
+    if self.loss_scale:  # 1 * accumulator + 0, weight - 0 * accumulator: nothing changes.
+      gradient, rate, momentum = self.loss_scale.unless_skipped([gradient, rate, momentum], [0.0, 0.0, 1.0])
     tf.raw_ops.ResourceApplyMomentum(
       var=variable.handle,
       accum=self.accumulator(variable).handle,

@@ -6,8 +6,9 @@ from resnet.configs.config import Config
 from resnet.experiments.experiment import Experiment
 from resnet.experiments.watch import to_be_evaluated
 from resnet.training.checkpoint import PREFIX, Checkpoints, NotFiniteError, SaveError
+from resnet.training.hooks import comes_every
+from resnet.training.loss_scale import LossScale
 from resnet.training.lr_schedule import learning_rate
-from resnet.training.optimizer import Momentum
 from resnet.utils.errors import UserError
 
 # A tiny RevNet had one of 97 after a step at the rate 100, and of guessing 500 steps later; after a step at the
@@ -27,6 +28,7 @@ class Saver:
     restored: the step that the run continues from; None for a new run.
     keep: how many checkpoints to keep, the newest; the newest good one stays, and so do those that
       run_imagenet_eval.py --watch has yet to evaluate. None: all.
+    loss_scale: of the optimizer, if it has one.
   """
 
   def __init__(
@@ -36,23 +38,29 @@ class Saver:
     experiment: Experiment,
     restored: int | None,
     keep: int | None = None,
+    loss_scale: LossScale | None = None,
   ):
     self._checkpoints = checkpoints
     self._config = config
     self._experiment = experiment
     self._restored = restored
     self._keep = keep
+    self._loss_scale = loss_scale
     self._saved: int | None = None
     self._good: int | None = None
     self.failure: SaveError | None = None  # of the latest save
+
+  def due(self, step: int) -> bool:
+    """Whether a checkpoint is to be saved after `step`: every config.save_iter steps."""
+    return comes_every(self._config.save_iter, step)
 
   def wants_loss(self, step: int) -> bool:
     """Whether `step` is the first after a checkpoint, so that its loss shows if the checkpoint is usable."""
     return step - 1 in (self._saved, self._restored)
 
-  def check(self, step: int, loss: float, optimizer: Momentum) -> None:
+  def check(self, step: int, loss: float) -> None:
     """Raises a UserError if the run has diverged."""
-    if optimizer.overflows_always():
+    if self._loss_scale and self._loss_scale.overflows_always():
       raise self._diverged(step, "gradients overflow float16 at a loss scale of 1")
     if abs(loss) <= MAX_LOSS:  # Not if it is no number.
       if self.wants_loss(step):

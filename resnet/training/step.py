@@ -1,7 +1,14 @@
-"""Loss and gradients of one batch."""
+"""A training step: loss and gradients of one batch, and all that is done to gradients up to the optimizer."""
+
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
+
+from resnet.training.loss_scale import scaled_gradients
+from resnet.training.optimizer import Momentum
+from resnet.training.state import assign, values_of
+from resnet.utils.xla import heed_memory_on_a_cpu
 
 
 def loss_and_gradients(
@@ -16,8 +23,7 @@ def loss_and_gradients(
     model: from `resnet.models.get_model`.
     images: [N, H, W, C] float32.
     labels: [N] integers in [0, num_classes).
-    loss_scale: a factor on the loss's gradient in the backward pass; the variables' gradients are divided
-      by it afterwards.
+    loss_scale: what the backward pass starts from, see loss_scale.py; None: 1. It is no factor of the result.
 
   Returns:
     The mean cross entropy, a scalar, and the gradients of the cross entropy plus weight decay in the
@@ -35,9 +41,7 @@ def loss_and_gradients(
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     loss = tf.reduce_mean(losses)
   variables = model.trainable_variables
-  gradients = tape.gradient(loss, variables, loss_scale)
-  if loss_scale is not None:
-    gradients = [gradient / loss_scale for gradient in gradients]
+  gradients = scaled_gradients(tape, loss, variables, loss_scale)
   return loss, [_decayed(*pair, model.config.wd) for pair in zip(gradients, variables, strict=True)]
 
 
@@ -65,13 +69,12 @@ def averaged_over_passes(
     return loss_and_gradients(model, images, labels, loss_scale)
   image_parts, label_parts = (tf.reshape(x, [num_pass, -1, *x.shape[1:]]) for x in (images, labels))
   state = model.non_trainable_variables
-  before = [tf.convert_to_tensor(variable.value) for variable in state]
+  before = values_of(state)
 
   def add_pass(index, sums):
     loss, gradients = loss_and_gradients(model, image_parts[index], label_parts[index], loss_scale)
-    after = [tf.convert_to_tensor(variable.value) for variable in state]
-    for variable, value in zip(state, before, strict=True):
-      variable.assign(value)
+    after = values_of(state)
+    assign(state, before)
     return index + 1, tf.nest.map_structure(tf.add, sums, (loss, gradients, after))
 
   zeros = tf.nest.map_structure(
@@ -81,6 +84,47 @@ def averaged_over_passes(
     lambda index, _: index < num_pass, add_pass, (0, zeros), maximum_iterations=num_pass, parallel_iterations=1
   )
   loss, gradients, after = tf.nest.map_structure(lambda x: x / num_pass, sums)
-  for variable, value in zip(state, after, strict=True):
-    variable.assign(value)
+  assign(state, after)
   return loss, gradients
+
+
+def make_train_step(
+  model: keras.Model,
+  optimizer: Momentum,
+  strategy: tf.distribute.Strategy,
+  num_pass: int = 1,
+  jit: bool = False,
+) -> Callable[..., tf.Tensor]:
+  """A function of an iterator of distributed batches: trains on the next one, returns its mean cross entropy.
+
+  Args:
+    model: built.
+    optimizer: built for the model.
+    strategy: the one that model and optimizer were built under.
+    num_pass: into how many passes each replica divides its part of the batch. They run one after the other, in
+      the memory of one. Batch statistics are those of a pass; gradients, and the updates of the moving
+      statistics, are means over passes and replicas.
+    jit: compile the passes, forward and backward, by XLA.
+  """
+  if jit:
+    heed_memory_on_a_cpu()
+  replicas = strategy.num_replicas_in_sync
+
+  def replica_step(images, labels):
+    compute = tf.function(averaged_over_passes, jit_compile=True) if jit else averaged_over_passes
+    scale, state = optimizer.loss_scale, model.non_trainable_variables
+    before = values_of(state) if scale else []
+    loss, gradients = compute(model, images, labels, num_pass, scale.now() if scale else None)
+    if replicas > 1:  # The optimizer sums over the replicas.
+      gradients = [gradient / replicas for gradient in gradients]
+    optimizer.apply(gradients, model.trainable_variables)
+    if scale:  # A step that the optimizer skips must not move the statistics either.
+      assign(state, scale.unless_skipped(values_of(state), before))
+    return loss
+
+  @tf.function(autograph=False)  # No Python in it branches on a tensor.
+  def train_step(iterator):
+    losses = strategy.run(replica_step, args=next(iterator))
+    return strategy.reduce(tf.distribute.ReduceOp.MEAN, losses, axis=None)
+
+  return train_step

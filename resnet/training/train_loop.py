@@ -6,29 +6,50 @@ from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import tensorflow as tf
-from absl import logging
 
 from resnet.configs.config import Config
 from resnet.data.get_dataset import Dataset, EvaluationData
 from resnet.experiments.experiment import Experiment
 from resnet.experiments.lock import locked
 from resnet.experiments.logger import ExperimentLogger
-from resnet.models import RevNet, get_model
+from resnet.models import get_model
 from resnet.models.storage import fit_memory
 from resnet.training.announcement import announcement, changes_since_last_run, space
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.evaluate import make_evaluate
-from resnet.training.lr_schedule import learning_rate
-from resnet.training.optimizer import Momentum, make_optimizer
+from resnet.training.hooks import (
+  AccuracyCurves,
+  Hook,
+  LossCurve,
+  RateCurve,
+  ReconstructionCurve,
+  StateLine,
+)
+from resnet.training.optimizer import make_optimizer
 from resnet.training.progress import Progress
 from resnet.training.saver import Saver
-from resnet.training.step import averaged_over_passes
+from resnet.training.step import make_train_step
 from resnet.training.strategy import is_chief, lost_worker_errors, num_workers
 from resnet.utils.errors import UserError
 from resnet.utils.interrupt import deferred_signals
-from resnet.utils.xla import heed_memory_on_a_cpu
 
-MAX_RECONSTRUCTION_ERROR = 1e-2  # relative; beyond it there is a warning.
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+  """What is chosen for one run, and no part of the experiment's configuration."""
+
+  restore: bool = False  # continue the experiment from its newest checkpoint
+  max_num_steps: int = -1  # that the run may take; -1: all up to config.max_train_iter
+  keep_checkpoints: int | None = None  # how many, see `Saver`; None: all
+  monitors_reconstruction: bool = False  # log with the loss how well a RevNet's activations are rebuilt
+
+  def last_step(self, config: Config, start: int) -> int:
+    """The step that a run from step `start` ends with."""
+    last = config.max_train_iter
+    return last if self.max_num_steps < 0 else min(last, start + self.max_num_steps)
+
+
+DEFAULT_OPTIONS = RunOptions()
 
 
 def train(
@@ -37,130 +58,119 @@ def train(
   strategy: tf.distribute.Strategy,
   train_data: Dataset,
   evaluation_data: Mapping[str, EvaluationData],
-  restore: bool = False,
-  max_num_steps: int = -1,
-  keep_checkpoints: int | None = None,
-  monitors_reconstruction: bool = False,
+  options: RunOptions = DEFAULT_OPTIONS,
 ) -> dict[str, float]:
-  """Trains a model, from its initial weights or from the experiment's newest checkpoint.
+  """Trains a model; returns the final accuracy, in [0, 1], for each curve of evaluation_data.
 
-  Logs the loss every config.disp_iter steps, the accuracies every config.valid_iter, and the learning rate
-  where it changes. Writes a checkpoint, and logs the learning rate, every config.save_iter steps and at the
-  end. After step 1 it does all of this. Where it evaluates or the rate changes, it shows a line.
+  What is logged, shown and saved after which steps, hooks.py and saver.py say: all of it after step 1. What
+  cannot be written is a warning; the next save of a checkpoint tries again.
 
   Args:
-    config: network and training. It is put in force for the experiment, with the number of replicas.
-    experiment: where checkpoints and curves go. Its folder is made here, unless `restore`.
+    config: network and training. It is put in force for the experiment, with the number of replicas; another
+      one that was in force until now is kept beside it.
+    experiment: where checkpoints and curves go. Its folder is made here, unless the run continues it.
     strategy: the devices.
-    train_data: to train on.
-    evaluation_data: the data of each curve, "train_acc" and "valid_acc".
-    restore: continue the experiment. A configuration that was in force until now is kept beside the new one.
-    max_num_steps: how many steps this run may take; -1 for all up to config.max_train_iter.
-    keep_checkpoints: how many, see `Saver`; None: all.
-    monitors_reconstruction: log with the loss how well a RevNet's activations are rebuilt, and warn when
-      they are not.
-
-  Returns:
-    The final accuracy, in [0, 1], for each curve of evaluation_data.
+    train_data, evaluation_data: to train on, and of each curve, "train_acc" and "valid_acc".
+    options: of this run.
 
   Raises:
-    UserError: the experiment has checkpoints (or none, with `restore`), another process writes to it, the batch
-      cannot be split, activation_memory is too little or for a network that cannot choose, data is damaged,
-      training has diverged, or another machine is lost.
+    UserError: the experiment has checkpoints (or none, to continue from), another process writes to it, the
+      batch cannot be split, activation_memory is too little or for a network that cannot choose, data is
+      damaged, training has diverged, another machine is lost, or the last save fails.
     SystemExit: Ctrl-C or SIGTERM came; the checkpoint has been written.
-
-  A checkpoint that cannot be written is a warning, and the next save tries again. If the last save
-  fails, `train` raises a UserError. Curves that cannot be written are a warning.
   """
-  config = dataclasses.replace(config, num_replicas=strategy.num_replicas_in_sync)
-  chief = is_chief(strategy)
-  with strategy.scope():
-    keras.utils.set_random_seed(config.seed)
-    model = get_model(_with_memory_used(config))
-    optimizer = make_optimizer(config, model)
-  checkpoints = Checkpoints(experiment.folder, model, optimizer, writes=chief)
+  run = _Run(config, experiment, strategy, options)
+  config, chief = run.config, run.chief
   with locked(experiment.folder) if chief else contextlib.nullcontext():
-    if chief:
-      checkpoints.remove_leftovers()
-    if restore:
-      experiment.require_classes(train_data.class_names)
-      checkpoints.restore()
-    elif chief:
-      experiment.make_logs_folder()
-      experiment.create(config, train_data.class_names)
-      if train_data.preprocessing.mean_image is not None:
-        experiment.save_mean_image(train_data.preprocessing.mean_image)
-    start = int(optimizer.iterations.numpy())
+    start = run.open(train_data)
+    stop = options.last_step(config, start)
     logger = ExperimentLogger(experiment.logs_folder if chief else None, start)
-    stop = config.max_train_iter if max_num_steps < 0 else min(config.max_train_iter, start + max_num_steps)
     progress = Progress(config, train_data.num_examples, start, stop, evaluation_data, shows=chief)
     if chief:
-      progress.write(announcement(config, experiment, strategy, model, start, stop))
-      progress.write(space(checkpoints, config, experiment.folder, start, stop, keep_checkpoints))
-    if chief and restore:
-      changes = experiment.change_config(config, start)
-      progress.write(changes_since_last_run(changes, experiment, start))
-
-    train_step = make_train_step(model, optimizer, strategy, config.num_pass, config.jit)
-    evaluate = make_evaluate(model, strategy)
-    evaluation_batches = {curve: part.batches() for curve, part in evaluation_data.items()}
-    saver = Saver(checkpoints, config, experiment, start if restore else None, keep_checkpoints)
-    reconstruction_errors = None
-    if monitors_reconstruction:
-      images, _ = next(iter(train_data.evaluation_batches(1)))
-      reconstruction_errors = make_reconstruction_monitor(model, strategy, images)
-
-    def accuracies() -> dict[str, float]:
-      return {curve: evaluate(dataset)[0] for curve, dataset in evaluation_batches.items()}
-
+      run.announce(progress, start, stop)
+    accuracies = AccuracyCurves(config, logger, make_evaluate(run.model, strategy), evaluation_data)
+    hooks = [*run.curves(logger, train_data), accuracies, StateLine(config, progress, accuracies)]
+    rate_curve, saver = RateCurve(config, logger), run.saver(start)
+    train_step = make_train_step(run.model, run.optimizer, strategy, config.num_pass, config.jit)
     # Stopping a single process of several would block the others.
     deferred = deferred_signals(enabled=num_workers(strategy) == 1)
-    step, value, measured = start, 0.0, None
     with deferred as signal_received, train_data.data_errors(), lost_worker_errors(experiment), progress:
       batches = iter(distribute(train_data, strategy, config, start))
-      for step in range(start + 1, stop + 1):
-        progress.begin_step()
-        loss = train_step(batches)
-        shown = progress.end_step()
-        logs, validates, saves = (
-          step == 1 or step % every == 0 for every in (config.disp_iter, config.valid_iter, config.save_iter)
-        )
-        new_rate, measured = step in config.lr_decay_steps, None
-        if shown or logs or validates or saves or new_rate or step == stop or saver.wants_loss(step):
-          value = float(loss)  # It waits for the device.
-          saver.check(step, value, optimizer)
-          with progress.known_loss(value):
-            if logs:
-              logger.log("train_ce", step, ce=value)
-              if reconstruction_errors:
-                _log_reconstruction(logger, step, reconstruction_errors(), config.grid_bits)
-            if validates:
-              measured = accuracies()
-              for curve, accuracy in measured.items():
-                logger.log(curve, step, acc=accuracy)
-            if validates or new_rate or progress.is_silent():
-              progress.line(step, value, measured or {})
-        interrupted = signal_received()
-        writes = saves or interrupted or step == stop
-        if writes or new_rate:
-          # Curves first: when a run is killed before the checkpoint, its restart writes these points again.
-          logger.log("learn_rate", step, lr=learning_rate(config, step))
-        if writes:
-          with progress.pause():
-            saver.save(step)
-        if interrupted:
-          break
+      steps, take_step = range(start + 1, stop + 1), lambda: train_step(batches)
+      step, loss = _take_steps(steps, take_step, progress, hooks, rate_curve, saver, signal_received)
     if saver.failure:
       raise saver.failure
     if number := signal_received():  # Perhaps one that came while the last checkpoint was written.
       progress.write(f"stopped at step {step}; {experiment.how_to_continue()}")
       raise SystemExit(128 + number)
-    if measured is None:
+    if (measured := accuracies.of_step(step)) is None:
       with lost_worker_errors(experiment):
-        measured = accuracies()
+        measured = accuracies.measure()
       if step > start:
-        progress.line(step, value, measured)
+        progress.line(step, loss, measured)
     return measured
+
+
+class _Run:
+  """What the parts of a run share: its configuration, network and checkpoints.
+
+  Args: of `train`.
+  """
+
+  def __init__(
+    self, config: Config, experiment: Experiment, strategy: tf.distribute.Strategy, options: RunOptions
+  ):
+    self.config = dataclasses.replace(config, num_replicas=strategy.num_replicas_in_sync)
+    self.chief = is_chief(strategy)
+    self._experiment = experiment
+    self._strategy = strategy
+    self._options = options
+    with strategy.scope():
+      keras.utils.set_random_seed(config.seed)
+      self.model = get_model(_with_memory_used(self.config))
+      self.optimizer = make_optimizer(config, self.model)
+    self._checkpoints = Checkpoints(experiment.folder, self.model, self.optimizer, writes=self.chief)
+
+  def open(self, train_data: Dataset) -> int:
+    """Makes the experiment's files, or restores its newest checkpoint; returns the step to start from.
+
+    Call it while holding the lock.
+    """
+    experiment, names = self._experiment, train_data.class_names
+    if self.chief:
+      self._checkpoints.remove_leftovers()
+    if self._options.restore:
+      experiment.require_classes(names)
+      self._checkpoints.restore()
+    elif self.chief:
+      experiment.make_logs_folder()
+      experiment.create(self.config, names)
+      if train_data.preprocessing.mean_image is not None:
+        experiment.save_mean_image(train_data.preprocessing.mean_image)
+    return int(self.optimizer.iterations.numpy())
+
+  def announce(self, progress: Progress, start: int, stop: int) -> None:
+    """Says what is to come, and puts the configuration in force if the run continues the experiment."""
+    config, experiment, options = self.config, self._experiment, self._options
+    progress.write(announcement(config, experiment, self._strategy, self.model, start, stop))
+    progress.write(space(self._checkpoints, config, experiment.folder, start, stop, options.keep_checkpoints))
+    if options.restore:
+      changes = experiment.change_config(config, start)
+      progress.write(changes_since_last_run(changes, experiment, start))
+
+  def curves(self, logger: ExperimentLogger, train_data: Dataset) -> list[Hook]:
+    """The curves of the loss, and of the reconstruction if it is monitored."""
+    curves: list[Hook] = [LossCurve(self.config, logger)]
+    if self._options.monitors_reconstruction:
+      images, _ = next(iter(train_data.evaluation_batches(1)))
+      curves.append(ReconstructionCurve(self.config, logger, self.model, self._strategy, images))
+    return curves
+
+  def saver(self, start: int) -> Saver:
+    """For the steps after `start`."""
+    restored = start if self._options.restore else None
+    keep, loss_scale = self._options.keep_checkpoints, self.optimizer.loss_scale
+    return Saver(self._checkpoints, self.config, self._experiment, restored, keep, loss_scale)
 
 
 def _with_memory_used(config: Config) -> Config:
@@ -178,84 +188,42 @@ def _with_memory_used(config: Config) -> Config:
   return fit_memory(dataclasses.replace(config, activation_memory=0.0), memory, images)
 
 
-def make_train_step(
-  model: keras.Model,
-  optimizer: Momentum,
-  strategy: tf.distribute.Strategy,
-  num_pass: int = 1,
-  jit: bool = False,
-) -> Callable[..., tf.Tensor]:
-  """A function of an iterator of distributed batches: trains on the next one, returns its mean cross entropy.
+def _take_steps(
+  steps: range,
+  take_step: Callable[[], tf.Tensor],
+  progress: Progress,
+  hooks: Sequence[Hook],
+  rate_curve: RateCurve,
+  saver: Saver,
+  signal_received: Callable[[], int | None],
+) -> tuple[int, float]:
+  """Takes the steps, up to the last one or to a signal, and lets the hooks act. It ends with a checkpoint.
 
-  Args:
-    model: built.
-    optimizer: built for the model.
-    strategy: the one that model and optimizer were built under.
-    num_pass: into how many passes each replica divides its part of the batch. They run one after the other, in
-      the memory of one. Batch statistics are those of a pass; gradients, and the updates of the moving
-      statistics, are means over passes and replicas.
-    jit: compile the passes, forward and backward, by XLA.
+  Returns:
+    The step reached, and the last loss that was looked at.
   """
-  if jit:
-    heed_memory_on_a_cpu()
-  replicas = strategy.num_replicas_in_sync
-
-  def replica_step(images, labels):
-    compute = tf.function(averaged_over_passes, jit_compile=True) if jit else averaged_over_passes
-    loss_scale = None if optimizer.loss_scale is None else tf.convert_to_tensor(optimizer.loss_scale)
-    state = model.non_trainable_variables
-    before = [tf.convert_to_tensor(variable.value) for variable in state] if optimizer.scales_loss else []
-    loss, gradients = compute(model, images, labels, num_pass, loss_scale)
-    if replicas > 1:  # The optimizer sums over the replicas.
-      gradients = [gradient / replicas for gradient in gradients]
-    optimizer.apply(gradients, model.trainable_variables)
-    if optimizer.scales_loss:  # A step that the optimizer skips must not move the statistics either.
-      skipped = optimizer.skipped()
-      for variable, value in zip(state, before, strict=True):
-        variable.assign(tf.where(skipped, value, variable.value))
-    return loss
-
-  @tf.function(autograph=False)  # No Python in it branches on a tensor.
-  def train_step(iterator):
-    losses = strategy.run(replica_step, args=next(iterator))
-    return strategy.reduce(tf.distribute.ReduceOp.MEAN, losses, axis=None)
-
-  return train_step
-
-
-def make_reconstruction_monitor(
-  model: RevNet, strategy: tf.distribute.Strategy, images: tf.Tensor
-) -> Callable[[], list[float]]:
-  """A function without arguments: `model.reconstruction_errors(images)` for the weights at its call."""
-
-  @tf.function
-  def measure():
-    return strategy.reduce(
-      tf.distribute.ReduceOp.MEAN, strategy.run(model.reconstruction_errors, args=(images,)), axis=None
-    )
-
-  return lambda: [float(error) for error in measure()]
-
-
-def _log_reconstruction(logger: ExperimentLogger, step: int, errors: Sequence[float], grid_bits: int) -> None:
-  logger.log(
-    "reconstruction_error", step, **{f"stage_{stage}": error for stage, error in enumerate(errors, start=1)}
-  )
-  if grid_bits:
-    most = 0.0
-    why = (
-      f"where grid_bits={grid_bits} promises none: activations have left the range of the grid, "
-      f"+-{2 ** (24 - grid_bits)}, or a function does not repeat itself; continue with a smaller grid_bits"
-    )
-  else:
-    most = MAX_RECONSTRUCTION_ERROR
-    why = (
-      "and its gradients are as inexact; continue with --override manual_gradients=false, or with "
-      "--override grid_bits=14"
-    )
-  for stage, error in enumerate(errors, start=1):
-    if not error <= most:
-      logging.warning("step %d: stage %d is rebuilt with a relative error of %.1e, %s", step, stage, error, why)
+  step, loss = steps.start - 1, 0.0
+  for step in steps:
+    progress.begin_step()
+    tensor = take_step()
+    shown, is_last = progress.end_step(), step == steps[-1]
+    if shown or is_last or saver.wants_loss(step) or any(hook.due(step) for hook in (*hooks, rate_curve)):
+      loss = float(tensor)  # It waits for the device.
+      saver.check(step, loss)
+      with progress.known_loss(loss):
+        for hook in hooks:
+          if hook.due(step):
+            hook.act(step, loss)
+    ends = is_last or signal_received() is not None
+    # Curves first: when a run is killed before the checkpoint, its restart writes these points again.
+    if ends or rate_curve.due(step):
+      rate_curve.act(step, loss)
+    if ends or saver.due(step):
+      with progress.pause():
+        saver.save(step)
+    if ends:
+      break
+  return step, loss
 
 
 def distribute(

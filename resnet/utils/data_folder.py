@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from resnet.utils.errors import UserError
+from resnet.utils.errors import UserError, reason_of
 from resnet.utils.tar_files import DAMAGE
 
 DEPTH = 2  # levels of folders below the one that is given
@@ -130,6 +130,5 @@ def read_archive(path: pathlib.Path, names: Collection[str]) -> list[dict[str, b
   except (OSError, *DAMAGE) as error:
     if isinstance(error, OSError) and error.strerror:
       raise UserError(f"cannot read {path}: {error.strerror}") from error
-    reason = (str(error) or repr(error)).splitlines()[0].rstrip(":")
-    raise UserError(f"{path} is no intact archive: {reason}") from error
+    raise UserError(f"{path} is no intact archive: {reason_of(error).rstrip(':')}") from error
   return list(found.values())

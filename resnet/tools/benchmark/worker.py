@@ -23,8 +23,8 @@ from resnet.models import RevNet, get_model
 from resnet.reversible import ReversibleChain, recompute
 from resnet.tools.benchmark.report import Case
 from resnet.training.optimizer import make_optimizer
+from resnet.training.step import make_train_step
 from resnet.training.strategy import make_strategy
-from resnet.training.train_loop import make_train_step
 
 
 class RecomputedRevNet(RevNet):
@@ -58,7 +58,7 @@ def config_of(case: Case) -> Config:
     num_residual_units=case.units,
     dtype=case.dtype,
     manual_gradients=case.mode != "ordinary",
-    chain=case.mode if case.mode in ("unrolled", "while_loop") else "auto",
+    chain="while_loop" if case.mode == "while_loop" else "unrolled",
     kept_units=case.kept_units,
     grid_bits=14 if case.mode == "exact" else 0,
   )
