@@ -6,11 +6,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck disable=SC1091
 [ -n "${VIRTUAL_ENV-}" ] || . .venv/bin/activate
 export PYTHONPATH=$PWD
-folder=$(mktemp -d)
+folder=$(mktemp -d) newest=
 trap 'rm -rf "$folder"' EXIT
 plan() { python -m resnet.tools.xla_plan --environment "$folder/jax" "$@"; }
 # Where pyenv has several, the commands on PATH may be those of another version.
-newest=$(ls -d "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[2-9]*/bin/python 2> /dev/null | tail -1 || true)
+for python in "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[2-9]*/bin/python; do
+  [ ! -x "$python" ] || newest=$python
+done
 plan --install ${newest:+--python "$newest"}
 plan --model revnet-38 --filters 8,8,16,32 --batch 100 --units 3,9,18 --mode unrolled,while_loop --kept_units auto \
   --json "$folder/small.json"
