@@ -116,8 +116,15 @@ def test_the_stem_pools_as_if_after_its_relu():
     np.testing.assert_array_equal(actual, expected)
 
 
+def _reads_everything(convolution, x):
+  graph = tf.function(convolution).get_concrete_function(tf.TensorSpec(x.shape)).graph
+  (op,) = (op for op in graph.get_operations() if op.type == "Conv2D")
+  return op.inputs[0].shape == x.shape
+
+
 @pytest.mark.parametrize("size", [6, 7])
-def test_a_convolution_of_one_pixel_takes_only_the_pixels_it_needs(size):
+def test_a_convolution_of_one_pixel_takes_only_the_pixels_it_needs_on_a_gpu(size, monkeypatch):
+  monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: [kind])
   x = tf.constant(np.random.RandomState(5).normal(size=(2, size, size, 3)), tf.float32)
   layer = conv(4, 1, 2, "project", "float32")
   reference = keras.layers.Conv2D(4, 1, 2, padding="same", use_bias=False)
@@ -130,5 +137,6 @@ def test_a_convolution_of_one_pixel_takes_only_the_pixels_it_needs(size):
       tape.watch(x)
       y = convolution(x)
     assert tuple(y.shape) == convolution.compute_output_shape(x.shape)
+    assert (convolution is layer) == (not _reads_everything(convolution, x))
     results.append([y, *tape.gradient(y, [x, convolution.kernel.value], y**2)])
   assert_close(*results, 1e-6)

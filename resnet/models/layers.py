@@ -36,13 +36,14 @@ def conv(filters: int, kernel_size: int, stride: int, name: str, dtype: str) -> 
 
 @keras.saving.register_keras_serializable("resnet")
 class Conv(keras.layers.Conv2D):
-  """Keras' convolution, which takes only the pixels that it needs if its kernel is one pixel and strides.
+  """Keras' convolution. On a GPU one whose kernel is one pixel and strides takes only the pixels that it needs.
 
-  It does the same sums. But its gradients are those of a convolution of a quarter of the pixels (stride 2).
+  It does the same sums, and its gradients are those of a convolution of a quarter of the pixels (stride 2),
+  which saves memory there. On a CPU it saves none, and a step of RevNet-104 took 5 % longer.
   """
 
   def convolution_op(self, inputs, kernel):
-    if self.kernel_size != (1, 1) or self.strides == (1, 1):
+    if self.kernel_size != (1, 1) or self.strides == (1, 1) or not tf.config.get_visible_devices("GPU"):
       return super().convolution_op(inputs, kernel)
     down, across = self.strides
     return tf.nn.conv2d(inputs[:, ::down, ::across], kernel, 1, "VALID")
