@@ -1,10 +1,11 @@
 """The reversible residual network (Gomez et al. 2017).
 
-The channels are split into two streams, x1 and x2. The units of a stage form one reversible chain. Its first
-unit may change the streams' shape and so cannot be undone: the streams before it are kept.
+The channels are split into two streams, x1 and x2. The units form one reversible chain. The first unit of a stage
+may change the streams' shape and so cannot be undone: the streams before it are kept.
 """
 
 import itertools
+import math
 
 import keras
 import tensorflow as tf
@@ -12,8 +13,7 @@ import tensorflow as tf
 from resnet.models.layers import Part
 from resnet.models.residual import ResidualFunction, skip_path
 from resnet.models.resnet_model import ResNet
-from resnet.models.storage import kept_of_stages, overlapping_stages
-from resnet.reversible import Additive, ReversibleChain, Shortcut, recompute
+from resnet.reversible import ActivationPlan, Additive, Rebuild, ReversibleChain, Shortcut, Store, recompute
 from resnet.reversible.checks import require_streams
 
 
@@ -21,8 +21,8 @@ from resnet.reversible.checks import require_streams
 class RevNet(ResNet):
   """Reversible residual network: images [N, H, W, C] -> logits [N, num_classes], both float32.
 
-  With config.manual_gradients only one activation a stage, and what config.kept_units says, are stored for the
-  backward pass. Without it all activations are, as in ordinary backpropagation. Outputs, gradients and moving
+  With config.manual_gradients only one activation a stage, and what fits config.activation_memory, are stored for
+  the backward pass. Without it all activations are, as in ordinary backpropagation. Outputs, gradients and moving
   statistics are the same.
 
   Args:
@@ -40,26 +40,19 @@ class RevNet(ResNet):
 
   def __init__(self, config, include_top=True, **kwargs):
     super().__init__(config, include_top, **kwargs)
-    self._kept = kept_of_stages(self.config)
     self.chains = [FileLayout(units[1:]) for units in self.stages]
-    self.reversible_chains = [
-      ReversibleChain(
-        [(unit.f, unit.g) for unit in units],
-        self.config.manual_gradients,
-        self.config.chain,
-        coupling=[coupling for unit in units for coupling in unit.couplings()],
-        grid_bits=self.config.grid_bits or None,
-        kept_streams=kept.streams,
-        kept_outputs=kept.outputs,
-        stored_units=kept.everything,
-        overlap=overlap,
-      )
-      for units, kept, overlap in zip(self.stages, self._kept, overlapping_stages(self.config), strict=True)
-    ]
+    units, config = list(itertools.chain(*self.stages)), self.config
+    rebuild = Rebuild(config.keep, loop=config.chain == "while_loop")
+    self.reversible_chain = ReversibleChain(
+      [(unit.f, unit.g) for unit in units],
+      coupling=[coupling for unit in units for coupling in unit.couplings()],
+      backward=rebuild if config.manual_gradients else Store(),
+      grid_bits=config.grid_bits or None,
+    )
 
   @property
   def layers(self):
-    """The stem, each unit once (the chains hold its functions, too), and what comes after them."""
+    """The stem, each unit once (the chain holds its functions, too), and what comes after them."""
     top = [self.logit] if self.include_top else []
     return [self.stem, *itertools.chain(*self.stages), self.final_bn, *top]
 
@@ -68,48 +61,56 @@ class RevNet(ResNet):
 
   def _build_stages(self, shape):
     *size, channels = shape
-    streams = [(*size, channels // 2)] * 2
-    for units, chain in zip(self.stages, self.reversible_chains, strict=True):
-      first = streams
-      for unit in units:
-        unit.build(streams)
-        streams = unit.compute_output_shape(streams)
-      chain.build(first)
+    first = streams = [(*size, channels // 2)] * 2
+    for unit in itertools.chain(*self.stages):
+      unit.build(streams)
+      streams = unit.compute_output_shape(streams)
+    self.reversible_chain.build(first)
     *size, channels = streams[0]
     return (*size, 2 * channels)
 
   def _run_stages(self, images, training, outputs):
     streams = self._split(self._run_stem(images, training))
-    for stage, chain in enumerate(self.reversible_chains, start=1):
-      streams = chain(streams, training=training)
-      if outputs is not None:
-        outputs[f"stage_{stage}"] = tf.concat(streams, axis=-1)
-    return tf.concat(streams, axis=-1)
+    if outputs is None:
+      return tf.concat(self.reversible_chain(streams, training=training), axis=-1)
+    last_units = [units - 1 for units in itertools.accumulate(map(len, self.stages))]
+    after_stages = self.reversible_chain.intermediates(streams, last_units, training=training)
+    for stage, streams in enumerate(after_stages, start=1):
+      outputs[f"stage_{stage}"] = tf.concat(streams, axis=-1)
+    return outputs[f"stage_{len(self.stages)}"]
 
   def _split(self, x):
     # Streams are never in half precision, from which they could not be rebuilt.
     return tf.split(tf.cast(x, self.variable_dtype), 2, axis=-1)
 
   def _run_stem(self, images, training):
-    if not self.config.manual_gradients or self._kept[0].everything == len(self.stages[0]):
+    if not self.config.manual_gradients or self.config.keep == "all":
       return self.stem(images, training=training)
     return recompute(self.stem, images, training, keep=[] if self.config.grid_bits else ["statistics"])
 
+  def activation_plan(self, images: int) -> ActivationPlan:
+    """What is kept for the backward pass, and an estimate of the memory that activations take.
+
+    Args:
+      images: that go through the network at a time.
+    """
+    shape = (images, self.config.height, self.config.width, self.config.num_channel)
+    *size, channels = self.stem.compute_output_shape(shape)
+    plan = self.reversible_chain.plan([tf.TensorSpec([*size, channels // 2], self.variable_dtype)] * 2)
+    of_images = 4 * math.prod(shape)  # bytes, held until the stem is recomputed
+    return plan._replace(bytes=plan.bytes + of_images, least=plan.least + of_images)
+
   def reconstruction_errors(self, images: tf.Tensor) -> tf.Tensor:
-    """How well the activations are rebuilt, [stages]: the `reconstruction_error` of each chain.
+    """How well the activations are rebuilt, [stages], see `ReversibleChain.reconstruction_errors`.
 
     Runs in training mode, forward and back to the input. Assigns nothing.
 
     Args:
       images: [N, H, W, C] float32.
     """
-    errors = []
-    with keras.StatelessScope():  # Discards the updates of the moving statistics.
+    with keras.StatelessScope():  # Discards the updates of the stem's moving statistics.
       streams = self._split(self.stem(images, training=True))
-      for chain in self.reversible_chains:
-        errors.append(chain.reconstruction_error(streams))
-        streams = chain(streams, training=True)
-    return tf.stack(errors)
+      return self.reversible_chain.reconstruction_errors(streams)
 
 
 @keras.saving.register_keras_serializable("resnet")

@@ -17,6 +17,7 @@ class Call:
   """The arguments of a call. Tensors and variables have the values of now, and Keras' masks that they carry.
 
   Args:
+    name: of what is called, for errors.
     training: for all layers.
     arguments: by name; each goes to the layers whose `call` has an argument of the name.
 
@@ -25,8 +26,8 @@ class Call:
     key: what the arguments are, but for the values of tensors.
   """
 
-  def __init__(self, training: bool, arguments: dict[str, Any]):
-    self.training, self._arguments = training, arguments
+  def __init__(self, name: str, training: bool, arguments: dict[str, Any]):
+    self.name, self.training, self._arguments = name, training, arguments
     self._leaves = [by_value(leaf) for leaf in tf.nest.flatten(arguments, expand_composites=True)]
     self._masks = [by_value(keras_mask(leaf)) for leaf in self._leaves]
     self.context = [leaf for leaf in self._leaves if is_float(leaf)]
@@ -47,12 +48,12 @@ class Call:
     taken = {name: value for name, value in self.filled_in(context).items() if name in names}
     return {"training": self.training, **taken}
 
-  def require_taken(self, name: str, taken: Collection[str]) -> None:
+  def require_taken(self, taken: Collection[str]) -> None:
     """Raises ValueError for an argument that is not one of `taken`."""
     for argument in self._arguments:
       if argument not in taken:
         raise ValueError(
-          f"{name} was called with {argument!r}, which no layer in it takes; they take "
+          f"{self.name} was called with {argument!r}, which no layer in it takes; they take "
           f"{', '.join(map(repr, sorted(taken))) or 'no arguments'}"
         )
 

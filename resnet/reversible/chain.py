@@ -5,58 +5,55 @@ A reversible unit couples two streams by two functions of any kind, and can be u
     y1 = x1 + F(x2)          x2 = y2 - G(y1)
     y2 = x2 + G(y1)          x1 = y1 - F(x2)
 
-`ReversibleChain` runs any number of such units under one custom gradient that keeps only the last (y1, y2). F
-and G take turns, each changing one stream by a function of the other, so the chain is a list of functions, F1,
-G1, F2, G2, ... The backward pass undoes their turns from the last to the first. Each function runs once more,
+`ReversibleChain` is a list of steps: F and G of each unit, and invertible layers between units. Each changes
+streams, and can be undone given those that it does not change. Under one custom gradient only the last (y1, y2)
+are stored. The backward pass undoes the steps from the last to the first. Each function is evaluated once more,
 under a tape: its output rebuilds the stream that it changed; its gradient goes to the other stream and to its
 weights. A stream whose change cannot be undone (`Shortcut`) is kept.
 
 What makes this exact, and small:
 
-- The second run of a function is the same pure function of the same explicit values: weights, state, stream,
+- The recomputation of a function is the same pure function of the same explicit values: weights, state, stream,
   mask and arguments, see stateless.py. The state (moving statistics, seeds of dropout) is read once before the
   forward pass and written once, after it. What is no such value is refused, see inspection.py.
-- The backward pass is gated, see gate.py: in a graph nothing else would keep all units from being rebuilt
-  before the first gradient is taken, which would hold every activation after all. A function runs again when
-  the gradients of the one after it are done.
+- The backward pass is ordered, see ordering.py: in a graph nothing else would keep all units from being rebuilt
+  before the first gradient is taken, which would hold every activation after all.
 - Streams are float32 at least, whatever F and G compute in: a sum rounded to bfloat16 cannot be undone.
 
-Costs: one more forward pass of every function, less what its layers keep.
+Costs: one more forward pass of every function, less what is kept, see `Rebuild`.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import keras
 import tensorflow as tf
 
 from resnet.reversible.arguments import Call, by_value, call_arguments
+from resnet.reversible.backward import Backward, Rebuild, Store, activations_are_stored
 from resnet.reversible.checks import (
   build_by_call,
-  build_layer,
-  function_name,
   refuse_streams,
   require_masks,
-  require_pairs,
-  require_parts,
-  require_shape,
   require_streams,
+  require_units,
   stream_dtype,
 )
 from resnet.reversible.coupling import Coupling, couplings_of
-from resnet.reversible.gate import activations_are_stored
 from resnet.reversible.grid import on_grid
-from resnet.reversible.loop import count_before_loop
+from resnet.reversible.invertible import Invertible
+from resnet.reversible.likeness import likeness
+from resnet.reversible.loop import run_loop
 from resnet.reversible.masks import Mask, passed_on, with_mask
-from resnet.reversible.plain import Streams, run_plainly
-from resnet.reversible.private_apis import keras_mask, show_to_checkpoints
-from resnet.reversible.rebuilding import run_rebuilding
-from resnet.reversible.stateless import ACTIVATIONS, STATISTICS
-from resnet.reversible.turn import Record, Turn
-from resnet.reversible.unrolled import rebuild, run
+from resnet.reversible.plain import CouplingStep, InvertibleStep, Step, Streams, run_plainly
+from resnet.reversible.plan import NOTHING, ActivationPlan, Keep, keep_kinds, make_plan
+from resnet.reversible.private_apis import keras_mask, scratch_graph, show_to_checkpoints
+from resnet.reversible.segments import forward, rebuild, run_rebuilding, run_stored
+from resnet.reversible.step import Residuals, StatelessStep
 
-FORMS = ("unrolled", "while_loop")
+Unit = tuple[keras.layers.Layer, keras.layers.Layer] | Invertible
 
 
 @keras.saving.register_keras_serializable("resnet")
@@ -64,29 +61,19 @@ class ReversibleChain(keras.layers.Layer):
   """Reversible units run one after the other, backpropagated without storing their activations.
 
   Args:
-    pairs: the units' (F, G), Keras layers. F maps the shape of x2 to that of x1, G the shape of x1 to that of
-      x2. Layers that are built already keep their variables' names; the others are built with the chain, in
-      its scope.
-    manual_gradients: False is plain Keras, see plain.py, which stores activations; outputs, gradients and
-      updates are the same.
-    form: of the manual gradients' graph. "unrolled" has ops for every unit. "while_loop" has the ops of one
-      unit, in a `tf.while_loop` over the stacked weights of all units; the graph's size does not depend on
-      depth. The units must then be alike but for the values of their variables; unit 0 may differ, which then
-      comes before the loop. Batch normalisation that is synchronised over devices cannot be in a loop.
+    units: (F, G), Keras layers, and `Invertible` layers between them. F maps the shape of x2 to that of x1, G the
+      shape of x1 to that of x2. Layers that are built already keep their variables' names; the others are built
+      with the chain, in its scope.
     coupling: how functions change streams, see coupling.py: one coupling, or a tuple of two, for the Fs and for
-      the Gs, of which each function gets a copy of its own; or a list of one for each function, F and G of unit
-      0 first. By default `Additive()`.
+      the Gs, of which each function gets a copy of its own; or a list of one for each function. By default
+      `Additive()`.
+    backward: how gradients are computed: `Rebuild()`, the default, or `Store()`; see backward.py.
     log_det: also return the logarithm of the determinant of the chain's Jacobian, for normalising flows.
     grid_bits: makes the chain exact. The inputs and the outputs of F and G are rounded to multiples of
       2 ** -grid_bits, so that the streams are such multiples, too. The backward pass then rebuilds streams to
       the last bit, at any depth and whatever dtype F and G compute in, on two conditions: streams stay below
-      2 ** (24 - grid_bits) in float32, and the second run of F and G repeats the first to the bit
+      2 ** (24 - grid_bits) in float32, and the recomputation of F and G repeats the first run to the bit
       (deterministic kernels). `reconstruction_error` tells whether they hold. 14 suits activations of size 1.
-    kept_streams, kept_outputs, stored_units: how many last units keep their streams, which then need not be
-      rebuilt; keep the outputs that their layers offer (`keep_output`); store all activations, as ordinary
-      backpropagation does, and do not run again. Less time for more memory, in the form "unrolled".
-    overlap: whether within a unit the second run of F may overlap the gradients of G. This needs more memory,
-      and less time where single operations are too small to keep the device busy.
 
   Call arguments:
     inputs: (x1, x2), the two streams, float; usually [N, H, W, C] each. Streams narrower than float32, or
@@ -99,16 +86,16 @@ class ReversibleChain(keras.layers.Layer):
       in a call without such tensors.
 
   Returns:
-    (y1, y2), of the shapes of (x1, x2) unless a coupling changes them, float32 at least; with log_det
+    (y1, y2), of the shapes of (x1, x2) unless a step changes them, float32 at least; with log_det
     (y1, y2, `log|det dy/dx|`), the last [N].
 
-  Limits: the second run of a function has its weights, its state, its stream and these arguments as they were.
+  Limits: the recomputation of a function has its weights, its state, its stream and these arguments as they were.
   Whatever else a function would take from outside, or do beside returning its output, is refused.
 
   Raises:
-    ValueError: an argument is none of these; shapes do not fit; units differ and the form is "while_loop"; or a
-      function cannot be run twice, or a gradient or loss of it would be lost, see docs/reversible.md.
-    NotImplementedError: manual gradients are differentiated in turn, or in forward mode.
+    ValueError: an argument is none of these; shapes do not fit; or a function cannot be run twice, or a gradient
+      or loss of it would be lost, see docs/reversible.md.
+    NotImplementedError: gradients of `Rebuild` are differentiated in turn, or in forward mode.
 
   Source: Gomez et al. 2017, section 3.
 
@@ -124,129 +111,163 @@ class ReversibleChain(keras.layers.Layer):
 
   def __init__(
     self,
-    pairs: Sequence[tuple[keras.layers.Layer, keras.layers.Layer]],
-    manual_gradients: bool = True,
-    form: str = "unrolled",
+    units: Sequence[Unit],
     coupling: Coupling | Sequence[Coupling] | None = None,
+    backward: Backward | None = None,
     log_det: bool = False,
     grid_bits: int | None = None,
-    kept_streams: int = 0,
-    kept_outputs: int = 0,
-    stored_units: int = 0,
-    overlap: bool = False,
     **kwargs: Any,
   ) -> None:
     super().__init__(autocast=False, **kwargs)
     self.dtype_policy = keras.DTypePolicy(self.variable_dtype)  # Variables are read as they are.
     self.supports_masking = True
-    require_pairs(pairs)
-    if form not in FORMS:
-      raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
-    self.couplings = couplings_of(coupling, 2 * len(pairs))
+    require_units(units, Invertible)
+    self.units = list(units)
+    self.functions = [function for unit in units if isinstance(unit, list | tuple) for function in unit]
+    self.couplings = couplings_of(coupling, len(self.functions))
+    self.backward = Rebuild() if backward is None else backward
+    if not isinstance(self.backward, Backward):
+      raise ValueError(f"backward must be Store() or Rebuild(...), got {backward!r}")
     if grid_bits is not None:
       if not isinstance(grid_bits, int) or not 0 <= grid_bits < 24:
         raise ValueError(f"grid_bits must be in [0, 24), since float32 has 24 bits; got {grid_bits!r}")
-      for inexact in (one for one in self.couplings if one.invertible and not one.exact):
-        raise ValueError(f"grid_bits needs a coupling that adds or negates alone, got {type(inexact).__name__}")
-    kept = {"kept_streams": kept_streams, "kept_outputs": kept_outputs, "stored_units": stored_units}
-    for name, units in kept.items():
-      if not isinstance(units, int) or not 0 <= units <= len(pairs):
-        raise ValueError(f"{name} must be in [0, {len(pairs)}], as there are units; got {units!r}")
-      if units and form == "while_loop":
-        raise ValueError(f"{name} must be 0 with form 'while_loop', which keeps nothing; got {units}")
-    self.functions = [function for pair in pairs for function in pair]
-    self.manual_gradients = manual_gradients
-    self.form = form
-    self._before_loop()  # Refuses units that are unlike.
+      for one in (*self.couplings, *(unit for unit in units if isinstance(unit, Invertible))):
+        if not one.exact and getattr(one, "invertible", True):
+          raise ValueError(
+            f"grid_bits needs couplings and layers that add, negate or move numbers alone, got {type(one).__name__}"
+          )
     self.log_det = log_det
     self.grid_bits = grid_bits
-    self.kept_streams = kept_streams
-    self.kept_outputs = kept_outputs
-    self.stored_units = stored_units
-    self.overlap = overlap
-    show_to_checkpoints(self, function=self.functions, coupling=self.couplings)
+    layers = [unit for unit in units if isinstance(unit, Invertible)]
+    show_to_checkpoints(self, function=self.functions, coupling=self.couplings, invertible=layers)
 
   @property
   def call_arguments(self) -> set[str]:
     """The names of the keyword arguments that a call takes."""
     return {"mask"}.union(*map(call_arguments, self.functions))
 
+  def _steps(self) -> list[tuple[int, Step]]:
+    """(number of the unit, step), in the order of the forward pass."""
+    steps: list[tuple[int, Step]] = []
+    couplings = iter(self.couplings)
+    for number, unit in enumerate(self.units):
+      if isinstance(unit, Invertible):
+        steps.append((number, InvertibleStep(f"unit {number} ({unit.name!r})", unit)))
+        continue
+      for k, function in enumerate(unit):
+        name = f"{'FG'[k]} of unit {number} ({function.name!r})"
+        steps.append((number, CouplingStep(name, function, next(couplings), 1 - k, self.grid_bits)))
+    return steps
+
   def build(self, input_shape: Any) -> None:
     if len(input_shape) != 2 or not all(isinstance(shape, list | tuple) for shape in input_shape):
       refuse_streams(self.name, input_shape)
     shapes = list(input_shape)
-    for k, (function, coupling) in enumerate(zip(self.functions, self.couplings, strict=True)):
-      outputs = build_layer(function, shapes[1 - k % 2], self.variable_dtype)
-      if not coupling.built:
-        coupling.build(shapes[k % 2])
-      shapes[k % 2] = coupling.changed_shape(shapes[k % 2])
-      if outputs is not None:
-        require_parts(function_name(k, function), coupling, parts := coupling(outputs))
-        for part in parts:
-          require_shape(function_name(k, function), part.shape, shapes[k % 2])
-
-  def _build_by_calls(self, streams: Sequence[tf.Tensor], arguments: dict[str, Any]) -> None:
-    """Builds the functions whose `build` takes shapes of arguments."""
-    for k, function in enumerate(self.functions):
-      if not function.built:
-        taken = {name: value for name, value in arguments.items() if name in call_arguments(function)}
-        build_by_call(function, streams[1 - k % 2], taken)
+    for _, step in self._steps():
+      step.build(shapes, self.variable_dtype)
+      shapes = step.shapes_after(shapes)
 
   def call(
     self, inputs: Sequence[tf.Tensor], training: bool = False, mask: Any = None, **kwargs: Any
   ) -> tuple[tf.Tensor, ...]:
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
-    streams = self._rounded(streams)
-    if self.log_det:
-      streams.append(tf.zeros_like(streams[0][(slice(None), *[0] * (streams[0].shape.rank - 1))]))
-    if not self.manual_gradients or activations_are_stored():
-      arguments = [call.arguments_of(function, call.context) for function in self.functions]
-      outputs, masks = run_plainly(self.functions, self.couplings, streams, masks, arguments, self.grid_bits)
-    else:
-      before_loop = self._before_loop()
-      name, turns = f"ReversibleChain {self.name!r}", self._turns(call, before_loop)
-      stored = 2 * self.stored_units
-      outputs, masks = run_rebuilding(name, turns, streams, masks, call.context, before_loop, stored)
-    return *map(with_mask, outputs, masks), *outputs[2:]
+    streams = self._entering(streams)
+    for run, steps, _ in self._segments(call, streams, masks):
+      streams, masks = run(steps, streams, masks, call)
+    return *map(with_mask, streams, masks), *streams[2:]
+
+  def intermediates(
+    self,
+    inputs: Sequence[tf.Tensor],
+    units: Iterable[int],
+    training: bool = False,
+    mask: Any = None,
+    **kwargs: Any,
+  ) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    """The streams after each of some units, such as the last ones of the stages of a network: a call up to there.
+
+    Args:
+      units: their numbers, from 0, in increasing order. The backward pass stores the streams after them as well.
+      inputs, training, mask, kwargs: as of a call.
+    """
+    streams, masks, call = self._prepare(inputs, training, mask, kwargs)
+    streams, units, found = self._entering(streams), list(units), []
+    for run, steps, last in self._segments(call, streams, masks, cuts=units):
+      if len(found) < len(units):
+        streams, masks = run(steps, streams, masks, call)
+        if last == units[len(found)]:
+          found.append((with_mask(streams[0], masks[0]), with_mask(streams[1], masks[1])))
+    return found
 
   def inverse(
     self, outputs: Sequence[tf.Tensor], training: bool = False, mask: Any = None, **kwargs: Any
   ) -> tuple[tf.Tensor, ...]:
     """The inputs that give `outputs`, rebuilt. Assigns nothing.
 
-    Takes the arguments of the call that it undoes. What layers keep is computed again. Functions that draw
+    Takes the arguments of the call that it undoes. What layers save is computed again. Functions that draw
     random numbers draw others than they did. A coupling that has no inverse is refused by a ValueError.
     """
     for coupling in self.couplings:
       if not coupling.invertible:
         raise ValueError(f"{self.name} has no inverse, since its {type(coupling).__name__} has none")
     streams, masks, call = self._prepare(outputs, training, mask, kwargs)
-    taken, _ = passed_on(self.functions, streams, masks)
-    turns = self._turns(call, self._before_loop())
-    weights = [turn.weights() for turn in turns]
-    records = [Record(turn.state(), mask) for turn, mask in zip(turns, taken, strict=True)]
-    return tuple(rebuild(turns, streams, weights, records, call.context, inverts=True))
+    steps = self._stateless([step for _, step in self._steps()], call)
+    taken, _ = passed_on([step.step for step in steps], streams, masks)
+    residuals = [Residuals(step.state(), mask) for step, mask in zip(steps, taken, strict=True)]
+    weights = [step.weights() for step in steps]
+    return tuple(rebuild(steps, streams[:2], weights, residuals, call.context, inverts=True))
 
-  def reconstruction_error(
+  def reconstruction_error(self, inputs: Sequence[tf.Tensor], **kwargs: Any) -> tf.Tensor:
+    """The largest of `reconstruction_errors`, a scalar: how well the backward pass rebuilds streams."""
+    return tf.reduce_max(self.reconstruction_errors(inputs, **kwargs))
+
+  def reconstruction_errors(
     self, inputs: Sequence[tf.Tensor], training: bool = True, mask: Any = None, **kwargs: Any
   ) -> tf.Tensor:
-    """How well the backward pass rebuilds (x1, x2): the norm of the error over that of (x1, x2), a scalar.
+    """The norm of the error of the rebuilt streams over that of the streams, [stretches].
 
-    Takes the arguments of a call. Runs forward, and back as the backward pass does; assigns nothing. First
-    functions whose couplings have no inverse are left out: (x1, x2) are then the streams after them. The error
-    of an exact chain is 0 unless streams have left the grid's range or a function does not repeat itself.
+    A stretch is a row of steps that can be undone. It begins at the inputs, or at streams that are kept since the
+    step before cannot be undone (`Shortcut`). Takes the arguments of a call. Runs forward, and back as the
+    backward pass does; assigns nothing. The errors of an exact chain are 0 unless streams have left the grid's
+    range or a function does not repeat itself.
     """
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
-    streams, turns = self._rounded(streams), self._turns(call, self._before_loop())
-    weights, states = [turn.weights() for turn in turns], [turn.state() for turn in turns]
-    lost = sum(1 for _ in itertools.takewhile(lambda coupling: not coupling.invertible, self.couplings))
-    streams, masks, *_ = run(turns[:lost], streams, masks, weights[:lost], states[:lost], call.context)
-    turns, weights = turns[lost:], weights[lost:]
-    outputs, _, _, records = run(turns, streams, masks, weights, states[lost:], call.context)
-    rebuilt = rebuild(turns, outputs, weights, records, call.context)
-    error = tf.linalg.global_norm([y - x for x, y in zip(streams, rebuilt, strict=True)])
-    norm = tf.linalg.global_norm(streams)
-    return error / tf.where(norm > 0, norm, tf.ones_like(norm))
+    streams, errors = [on_grid(stream, self.grid_bits) for stream in streams], []
+    for invertible, stretch in itertools.groupby(self._steps(), lambda numbered: numbered[1].invertible):
+      steps, before = self._stateless([step for _, step in stretch], call), streams
+      weights, states = [step.weights() for step in steps], [step.state() for step in steps]
+      streams, masks, _, residuals = forward(steps, streams, masks, weights, states, call.context)
+      if invertible:
+        rebuilt = rebuild(steps, streams, weights, residuals, call.context)
+        error = tf.linalg.global_norm([y - x for x, y in zip(before, rebuilt, strict=True)])
+        norm = tf.linalg.global_norm(before)
+        errors.append(error / tf.where(norm > 0, norm, tf.ones_like(norm)))
+    return tf.stack(errors)
+
+  def plan(
+    self, inputs: Sequence[tf.Tensor | tf.TensorSpec], training: bool = True, mask: Any = None, **kwargs: Any
+  ) -> ActivationPlan:
+    """What the chain keeps for its backward pass, and an estimate of the memory that its activations take.
+
+    Args:
+      inputs: (x1, x2), or their `tf.TensorSpec`s.
+      training, mask, kwargs: as of a call.
+    """
+    with scratch_graph():
+      streams = [tf.compat.v1.placeholder(x.dtype, x.shape) for x in inputs]
+      streams, masks, call = self._prepare(streams, training, mask, kwargs)
+      return self._plan(call, self._entering(streams), masks)
+
+  def _plan(self, call: Call, streams: Streams, masks: list[Mask]) -> ActivationPlan:
+    keep = self.backward.keep if isinstance(self.backward, Rebuild) else "all"
+    if self.backward == Rebuild(loop=True) or (isinstance(keep, float | int) and streams[0].shape[0] is None):
+      keep = "least"
+    key = str((keep, call.key, [(x.dtype, x.shape) for x in streams], [mask is None for mask in masks]))
+    plans = _plans.setdefault(self, {})
+    if key not in plans:
+      steps = [step for _, step in self._steps()]
+      plans[key] = make_plan(steps, call, streams, masks, keep, self.grid_bits is not None)
+    return plans[key]
 
   def _prepare(
     self, streams: Sequence[tf.Tensor], training: bool, mask: Any, arguments: dict[str, Any]
@@ -256,43 +277,85 @@ class ReversibleChain(keras.layers.Layer):
     if not self.built:  # Only `__call__` builds by itself.
       self.build([tuple(stream.shape) for stream in streams])
     masks = [by_value(one) for one in require_masks(self.name, mask) or map(keras_mask, streams)]
-    call = Call(training, arguments)
-    call.require_taken(self.name, self.call_arguments)
+    call = Call(f"ReversibleChain {self.name!r}", training, arguments)
+    call.require_taken(self.call_arguments)
     self._build_by_calls(streams, arguments)
     dtype = stream_dtype(streams, self.variable_dtype)
     return [tf.cast(by_value(stream), dtype) for stream in streams], masks, call
 
-  def _turns(self, call: Call, before_loop: int) -> list[Turn]:
-    loops = before_loop == 0  # Then F of unit 0 is in the loop.
+  def _build_by_calls(self, streams: Sequence[tf.Tensor], arguments: dict[str, Any]) -> None:
+    """Builds the functions whose `build` takes shapes of arguments."""
+    for _, step in self._steps():
+      if not step.layer.built:
+        taken = {name: value for name, value in arguments.items() if name in call_arguments(step.layer)}
+        build_by_call(step.layer, streams[step.source], taken)
+
+  def _entering(self, streams: Streams) -> Streams:
+    """The streams as steps take them: on the grid, and with the sum of log_det so far."""
+    streams = [on_grid(stream, self.grid_bits) for stream in streams]
+    if self.log_det:
+      streams.append(tf.zeros_like(streams[0][(slice(None), *[0] * (streams[0].shape.rank - 1))]))
+    return streams
+
+  def _segments(
+    self, call: Call, streams: Streams, masks: list[Mask], cuts: Sequence[int] = ()
+  ) -> list[tuple[Callable, list, int]]:
+    """The chain in segments: (how it is run, its steps, the number of its last unit), cut after some units."""
+    numbered, backward = self._steps(), self.backward
+    kept: Sequence[Keep] = [NOTHING] * len(numbered)
+    if isinstance(backward, Store) or activations_are_stored():
+      runs = [(run_plainly, 0)] * len(numbered)
+    elif backward.loop:
+      rows = self._rows()
+      runs = [(run_rebuilding if rows[number] is None else run_loop, rows[number]) for number, _ in numbered]
+    else:
+      kept = self._plan(call, streams, masks).kept if backward.keep != "least" else kept
+      runs = [(run_stored if keep.everything else run_rebuilding, 0) for keep in kept]
+    keys = [(*run, sum(cut < number for cut in cuts)) for run, (number, _) in zip(runs, numbered, strict=True)]
+    segments = []
+    for (run, *_), group in itertools.groupby(range(len(numbered)), keys.__getitem__):
+      ks = list(group)
+      steps: list = [numbered[k][1] for k in ks]
+      if run is not run_plainly:
+        steps = self._stateless(steps, call, [kept[k] for k in ks], loops=run is run_loop)
+      if run is run_loop:
+        in_unit = sum(numbered[k][0] == numbered[ks[0]][0] for k in ks)
+        steps = [steps[k : k + in_unit] for k in range(0, len(steps), in_unit)]
+      segments.append((run, steps, numbered[ks[-1]][0]))
+    return segments
+
+  def _stateless(
+    self,
+    steps: Sequence[Step],
+    call: Call,
+    kept: Iterable[Keep] = itertools.repeat(NOTHING),
+    loops: bool = False,
+  ) -> list[StatelessStep]:
+    """The steps of a segment. In a loop nothing is saved, and the first step is not the first one only."""
+    exact = self.grid_bits is not None
     return [
-      Turn(k, function, coupling, call, self.grid_bits, *self._keep(k // 2), k > 0 or loops, self.overlap)
-      for k, (function, coupling) in enumerate(zip(self.functions, self.couplings, strict=True))
+      StatelessStep(step, call, () if loops else keep_kinds(keep, exact), keep.streams, k == 0 and not loops)
+      for k, (step, keep) in enumerate(zip(steps, kept))
     ]
 
-  def _before_loop(self) -> int:
-    """The number of functions that come before the loop, all if there is none. Units may have become unlike."""
-    loops = self.form == "while_loop"
-    return count_before_loop(self.functions, self.couplings) if loops else len(self.functions)
-
-  def _rounded(self, streams: Streams) -> Streams:
-    return [on_grid(stream, self.grid_bits) for stream in streams]
-
-  def _keep(self, unit: int) -> tuple[tuple[str, ...], bool]:
-    """What the functions of a unit keep of their first run: the kinds of tensors; whether their streams."""
-    if self.form == "while_loop":
-      return (), False
-    from_last = len(self.functions) // 2 - unit
-    # On a grid no statistics: a second run by these may round otherwise.
-    kinds: tuple[str, ...] = (STATISTICS,) if self.grid_bits is None else ()
-    if from_last <= self.kept_outputs:
-      kinds += (ACTIVATIONS,)
-    return kinds, from_last <= self.kept_streams
+  def _rows(self) -> list[int | None]:
+    """For each unit the number of the row of units that are alike, for a loop; None for one that stands alone."""
+    units = [[step for _, step in unit] for _, unit in itertools.groupby(self._steps(), lambda step: step[0])]
+    alike = [
+      "".join(likeness(step.layers) for step in unit) if all(step.invertible for step in unit) else number
+      for number, unit in enumerate(units)
+    ]
+    rows: list[int | None] = []
+    for number, (_, row) in enumerate(itertools.groupby(alike)):
+      size = len(list(row))
+      rows += [number if size > 1 else None] * size
+    return rows
 
   def compute_output_spec(
     self, inputs: Sequence[Any], training: bool = False, mask: Any = None, **kwargs: Any
   ) -> tuple[keras.KerasTensor, ...]:
     require_streams(self.name, inputs)
-    Call(training, kwargs).require_taken(self.name, self.call_arguments)
+    Call(f"ReversibleChain {self.name!r}", training, kwargs).require_taken(self.call_arguments)
     self._build_by_calls(inputs, kwargs)
     dtype = stream_dtype(inputs, self.variable_dtype).name
     shapes = self.compute_output_shape([stream.shape for stream in inputs])
@@ -300,35 +363,39 @@ class ReversibleChain(keras.layers.Layer):
 
   def compute_output_shape(self, input_shape: Any) -> Any:
     shapes = list(input_shape)
-    for k, coupling in enumerate(self.couplings):
-      shapes[k % 2] = coupling.changed_shape(shapes[k % 2])
+    for _, step in self._steps():
+      shapes = step.shapes_after(shapes)
     return (*shapes, (input_shape[0][0],)) if self.log_det else type(input_shape)(shapes)
 
   def compute_mask(self, inputs: Sequence[Any], previous_mask: Any) -> Any:
     if not all(isinstance(stream, keras.KerasTensor) for stream in inputs):
       return None  # `call` has attached them.
-    _, masks = passed_on(self.functions, inputs, previous_mask or [None, None])
+    _, masks = passed_on([step for _, step in self._steps()], inputs, previous_mask or [None, None])
     return [*masks, None] if self.log_det else masks
 
   def get_config(self) -> dict[str, Any]:
-    functions = [keras.saving.serialize_keras_object(function) for function in self.functions]
     return {
       **super().get_config(),
-      "pairs": list(zip(functions[::2], functions[1::2])),
-      "manual_gradients": self.manual_gradients,
-      "form": self.form,
+      "units": [keras.saving.serialize_keras_object(unit) for unit in self.units],
       "coupling": [keras.saving.serialize_keras_object(coupling) for coupling in self.couplings],
+      "backward": keras.saving.serialize_keras_object(self.backward),
       "log_det": self.log_det,
       "grid_bits": self.grid_bits,
-      "kept_streams": self.kept_streams,
-      "kept_outputs": self.kept_outputs,
-      "stored_units": self.stored_units,
-      "overlap": self.overlap,
     }
 
   @classmethod
   def from_config(cls, config: dict[str, Any]) -> "ReversibleChain":
-    pairs = [tuple(map(keras.saving.deserialize_keras_object, pair)) for pair in config.pop("pairs")]
-    # Models of version 0.1 name no coupling.
-    coupling = [keras.saving.deserialize_keras_object(one) for one in config.pop("coupling", ())] or None
-    return cls(pairs, coupling=coupling, **config)
+    fields = {
+      name: config[name] for name in ("name", "trainable", "dtype", "log_det", "grid_bits") if name in config
+    }
+    # Models of version 0.1 have pairs in place of units, and name no coupling.
+    units, coupling, backward = (
+      keras.saving.deserialize_keras_object(config.get(name))
+      for name in ("units" if "units" in config else "pairs", "coupling", "backward")
+    )
+    if "manual_gradients" in config:
+      backward = Rebuild(loop=config["form"] == "while_loop") if config["manual_gradients"] else Store()
+    return cls(units, coupling, backward, **fields)
+
+
+_plans: WeakKeyDictionary[ReversibleChain, dict[str, ActivationPlan]] = WeakKeyDictionary()

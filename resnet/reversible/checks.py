@@ -11,17 +11,19 @@ from resnet.reversible.custom_vjp import Tensors
 from resnet.reversible.private_apis import keras_mask, set_keras_mask
 
 
-def require_pairs(pairs: Any) -> None:
-  """Raises ValueError unless `pairs` is a list of (F, G), Keras layers both."""
-  if not isinstance(pairs, list | tuple) or any(not isinstance(p, list | tuple) or len(p) != 2 for p in pairs):
-    raise ValueError(f"pairs must be a list of (F, G), got {pairs!r}")
-  if not pairs:
-    raise ValueError("pairs must have a unit at least, got []")
-  for unit, pair in enumerate(pairs):
-    for letter, function in zip("FG", pair, strict=True):
+def require_units(units: Any, invertible: type) -> None:
+  """Raises ValueError unless `units` is a list of (F, G), Keras layers both, and of `invertible` layers."""
+  if not isinstance(units, list | tuple) or not units:
+    raise ValueError(f"units must be a list of (F, G), one at least; got {units!r}")
+  for number, unit in enumerate(units):
+    if isinstance(unit, invertible):
+      continue
+    if not isinstance(unit, list | tuple) or len(unit) != 2:
+      raise ValueError(f"units must be a list of (F, G) and of Invertible layers; unit {number} is {unit!r}")
+    for letter, function in zip("FG", unit, strict=True):
       if not isinstance(function, keras.layers.Layer):
         raise ValueError(
-          f"{letter} of unit {unit} must be a Keras layer, got {function!r}; keras.layers.Lambda makes a "
+          f"{letter} of unit {number} must be a Keras layer, got {function!r}; keras.layers.Lambda makes a "
           "layer of a function without variables"
         )
 
@@ -61,11 +63,6 @@ def stream_dtype(streams: Sequence[tf.Tensor], variable_dtype: str) -> tf.DType:
   """The dtype in which streams can be rebuilt: that of the widest of streams, variables and float32."""
   dtypes = [tf.as_dtype(dtype) for dtype in ("float32", variable_dtype, *(stream.dtype for stream in streams))]
   return max(dtypes, key=lambda dtype: dtype.size)
-
-
-def function_name(k: int, layer: keras.layers.Layer) -> str:
-  """What errors call function k of a chain: "G of unit 0 ('dense')"."""
-  return f"{'FG'[k % 2]} of unit {k // 2} ({layer.name!r})"
 
 
 def require_parts(name: str, coupling: keras.layers.Layer, parts: Sequence[Any]) -> None:

@@ -26,35 +26,93 @@ Tensors = Any  # a tensor, or lists, tuples and dicts of them
 
 _PULLBACKS = "reversible_pullbacks"  # the attribute of graphs that has the gradients of their ops
 _numbers = itertools.count()
-_ORDINARY = "set manual_gradients=False (in a Recompute: call its layer) where they are needed"
+_ORDINARY = "use backward=Store() (in place of a Recompute: its layer) where they are needed"
 
 _boundaries: ContextVar[list | None] = ContextVar("boundaries", default=None)
 
 
-def custom_vjp(function: Callable, inputs: Tensors) -> Tensors:
-  """The outputs of a function that says itself how gradients go back through it (vector-Jacobian product).
+class Boundary:
+  """What is computed from `given` and handed to `leave` has a gradient of its own: a vector-Jacobian product.
 
   Args:
-    function: inputs -> (outputs, pullback). Outputs are float tensors, pullback is a function: gradients of the
-      outputs -> those of the inputs, in the inputs' structure, None where there is none. No tape of eager mode
-      sees what `function` computes.
+    inputs: float tensors.
+
+  Attributes:
+    given: the inputs to compute with. No tape of eager mode sees what is computed from them.
+  """
+
+  def __init__(self, inputs: Tensors):
+    self._flat = [local(tensor) for tensor in tf.nest.flatten(inputs)]
+    self._inner = (
+      [*map(tf.stop_gradient, self._flat)] if tf.executing_eagerly() else own_in_boundaries(self._flat)
+    )
+    self.given = tf.nest.pack_sequence_as(inputs, self._inner)
+
+  def leave(self, outputs: Tensors, pullback: Callable) -> Tensors:
+    """`outputs`, with `pullback` as their gradient.
+
+    Args:
+      outputs: float tensors.
+      pullback: gradients of the outputs -> those of the inputs, in the inputs' structure, None where there is
+        none.
+    """
+    results = tf.nest.flatten(outputs)
+    mark_boundary(results, self._inner)
+
+    def gradients(*d_results: tf.Tensor) -> list[tf.Tensor | None]:
+      d_inputs = tf.nest.flatten(pullback(tf.nest.pack_sequence_as(outputs, d_results)))
+      assert len(d_inputs) == len(self._flat)
+      return d_inputs
+
+    if tf.executing_eagerly():
+      results = [*map(tf.identity, results)]
+    else:
+      results = _in_graph(results, self._flat, gradients)
+    record_operation("custom_vjp", results, self._flat, gradients)
+    return tf.nest.pack_sequence_as(outputs, results)
+
+  def leave_without_storing(self, name: str, outputs: Tensors, held: Tensors, backward: Callable) -> Tensors:
+    """`outputs`, of which and of `held` alone the backward pass knows. Its gradients have none.
+
+    Args:
+      name: of what was run, for errors.
+      outputs: float tensors.
+      held: a part of `given`, stored for the backward pass.
+      backward: (outputs, their gradients, held) -> gradients of the inputs.
+
+    Raises:
+      NotImplementedError: the gradients that `backward` gives are differentiated in turn, or those of forward
+        mode are wanted.
+      ValueError: in eager mode, the outputs were computed from what a tape watches beside the inputs.
+    """
+    if has_tangents(self._flat):
+      raise NotImplementedError(
+        f"forward-mode gradients (tf.autodiff.ForwardAccumulator) through {name} are not supported; {_ORDINARY}"
+      )
+    if tf.executing_eagerly() and is_watched(tf.nest.flatten(outputs)):  # It was shown nothing that is watched.
+      raise ValueError(
+        f"{name} uses a tensor computed outside of it, which no gradient would reach; hand it over as an "
+        "argument of the call"
+      )
+    link, outputs_held = _link(self._flat), unlinked(outputs)
+
+    def pullback(d_outputs: Tensors) -> Tensors:
+      # All captured anew: in control flow TensorFlow shows a tape the first capture of a tensor alone.
+      d_inputs = backward(outputs_held, unlinked(d_outputs), unlinked(held))
+      return _first_order(name, [link, _link(d_outputs)], d_inputs)
+
+    return self.leave(outputs, pullback)
+
+
+def custom_vjp(function: Callable, inputs: Tensors) -> Tensors:
+  """The outputs of a function that says itself how gradients go back through it.
+
+  Args:
+    function: inputs -> (outputs, pullback), see `Boundary`.
     inputs: float tensors.
   """
-  flat = [local(tensor) for tensor in tf.nest.flatten(inputs)]
-  eager = tf.executing_eagerly()
-  given = [tf.stop_gradient(tensor) for tensor in flat] if eager else own_in_boundaries(flat)
-  outputs, pullback = function(tf.nest.pack_sequence_as(inputs, given))
-  results = tf.nest.flatten(outputs)
-  mark_boundary(results, given)
-
-  def gradients(*d_results: tf.Tensor) -> list[tf.Tensor | None]:
-    d_inputs = tf.nest.flatten(pullback(tf.nest.pack_sequence_as(outputs, d_results)))
-    assert len(d_inputs) == len(flat)
-    return d_inputs
-
-  results = [tf.identity(tensor) for tensor in results] if eager else _in_graph(results, flat, gradients)
-  record_operation("custom_vjp", results, flat, gradients)
-  return tf.nest.pack_sequence_as(outputs, results)
+  boundary = Boundary(inputs)
+  return boundary.leave(*function(boundary.given))
 
 
 @contextlib.contextmanager
@@ -136,55 +194,6 @@ def _in_graph(results: list[tf.Tensor], inputs: list[tf.Tensor], gradients: Call
 
   weakref.finalize(graph, forget_gradient, op_type)
   return outputs[: len(results)]
-
-
-def without_storing(
-  name: str, forward: Callable, backward: Callable, rebuilt: Tensors, held: Tensors
-) -> tuple[Tensors, Any]:
-  """Runs `forward(rebuilt, held)`. Only `held`, outputs and residuals are stored for the backward pass.
-
-  Args:
-    name: of what is run, for errors.
-    forward: (rebuilt, held) -> (outputs, others, residuals). Outputs are differentiated, others are not, and
-      residuals are whatever the backward pass needs.
-    backward: (outputs, their gradients, held, residuals) -> (gradients of rebuilt, of held).
-    rebuilt: float tensors that are not stored for the backward pass.
-    held: float tensors that are stored for the backward pass.
-
-  Returns:
-    Outputs and others.
-
-  Raises:
-    NotImplementedError: the gradients that `backward` gives are differentiated in turn, or those of forward
-      mode are wanted.
-    ValueError: in eager mode, `forward` uses what a tape watches beside its arguments.
-  """
-  if has_tangents(tf.nest.flatten((rebuilt, held))):
-    raise NotImplementedError(
-      f"forward-mode gradients (tf.autodiff.ForwardAccumulator) through {name} are not supported; {_ORDINARY}"
-    )
-  link = _link((rebuilt, held))
-  others: Any = None  # Not among the outputs: for each of these the backward pass has ops.
-
-  def run(given: Tensors) -> tuple[Tensors, Callable]:
-    nonlocal others
-    outputs, others, residuals = forward(*given)
-    if tf.executing_eagerly() and is_watched(tf.nest.flatten(outputs)):  # It was shown nothing that is watched.
-      raise ValueError(
-        f"{name} uses a tensor computed outside of it, which no gradient would reach; hand it over as an "
-        "argument of the call"
-      )
-
-    outputs_held = unlinked(outputs)
-
-    def pullback(d_outputs: Tensors) -> Tensors:
-      # All captured anew: in control flow TensorFlow shows a tape the first capture of a tensor alone.
-      d_given = backward(outputs_held, unlinked(d_outputs), unlinked(given[1]), residuals)
-      return _first_order(name, [link, _link(d_outputs)], d_given)
-
-    return outputs, pullback
-
-  return custom_vjp(run, (rebuilt, held)), others
 
 
 def _link(tensors: Tensors) -> tf.Tensor:

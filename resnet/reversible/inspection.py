@@ -1,4 +1,4 @@
-"""What a second run would not repeat, or whose gradient would be lost: found before the first run, and refused.
+"""What a recomputation would not repeat, or whose gradient would be lost: found before the first run, and refused.
 
 A function is traced into a scratch graph, of its explicit arguments alone. There all that it does can be
 seen, in eager mode as well.
@@ -16,7 +16,7 @@ from resnet.reversible.custom_vjp import Tensors, boundaries
 from resnet.reversible.private_apis import functions_called, number_of_results, scratch_graph, variable_name
 
 # By how the type of a stateful op begins: ops that draw from a generator with a state of its own; that change a
-# variable; and those that do nothing of what would matter in a second run: they read, call functions (which are
+# variable; and those that do nothing of what would matter in a recomputation: they read, call functions (which are
 # looked into), print, or speak to other devices.
 _RANDOM = ("Random", "TruncatedNormal", "ParameterizedTruncatedNormal", "Multinomial", "Rng") + ("Stateful",)
 _ASSIGNING = ("Assign", "Resource")
@@ -145,7 +145,7 @@ def _refuse_outside(name: str, graph: tf.Graph) -> None:
         raise ValueError(
           f"{name} reads the variable {variable!r} otherwise than as one of its weights, and it may change "
           "before the backward pass reads it again; make it a weight (add_weight, or a layer that is an "
-          "attribute), hand its value over as an argument of the call, or use manual_gradients=False"
+          "attribute), hand its value over as an argument of the call, or use backward=Store()"
         )
     elif _carries_gradients(outside) and tf.is_symbolic_tensor(outside) and outside.op.type != "Const":
       raise ValueError(

@@ -30,14 +30,12 @@ def mask_of_sum(masks: Sequence[Mask]) -> Mask:
 
 
 def passed_on(
-  functions: Sequence[keras.layers.Layer], streams: Sequence[tf.Tensor], masks: Sequence[Mask]
+  steps: Sequence[Any], streams: Sequence[tf.Tensor], masks: list[Mask]
 ) -> tuple[list[Mask], list[Mask]]:
-  """(the mask that each function of a chain takes, those of the outputs), by what layers say of themselves."""
-  masks, taken = list(masks), []
-  for k, function in enumerate(functions):
-    target, source = k % 2, 1 - k % 2
-    taken.append(masks[source])
-    says = function.supports_masking and masks[source] is not None
-    change = function.compute_mask(streams[source], masks[source]) if says else None
-    masks[target] = mask_of_sum([masks[target], change])
+  """(the mask that each step of a chain takes, those of the outputs), by what layers say of themselves."""
+  taken = []
+  for step in steps:
+    taken.append(mask := masks[step.source])
+    says = step.layer.supports_masking and mask is not None and len(step.targets) == 1
+    masks = step.masks_after(masks, step.layer.compute_mask(streams[step.source], mask) if says else None)
   return taken, masks

@@ -13,7 +13,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from resnet.reversible.gate import Tensors, ordinary_backprop
+from resnet.reversible.backward import ordinary_backprop
+from resnet.reversible.custom_vjp import Tensors
 
 MB = 1e6  # bytes
 

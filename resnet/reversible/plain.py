@@ -4,80 +4,161 @@
     y2 = x2 + G(y1)
 
 F and G are called as any Keras layers are; TensorFlow stores their activations and finds their gradients.
-Chains with manual_gradients=False are this. The others run the same two steps as functions of explicit values.
+Chains with backward=Store() are this. The others run the same steps as functions of explicit values.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from resnet.reversible.checks import function_name, require_parts
+from resnet.reversible.arguments import Call
+from resnet.reversible.checks import build_layer, require_parts, require_shape
 from resnet.reversible.coupling import Coupling
 from resnet.reversible.grid import on_grid
+from resnet.reversible.invertible import Invertible
 from resnet.reversible.masks import Mask, mask_of_sum, with_mask
 from resnet.reversible.private_apis import keras_mask
 
-Streams = list[tf.Tensor]  # x1 and x2, and the sum of the couplings' log_det [N] so far where it is wanted
+Streams = list[tf.Tensor]  # x1 and x2, and the sum of log_det [N] so far where it is wanted
+
+
+@dataclasses.dataclass(frozen=True)
+class CouplingStep:
+  """F of a unit, which changes x1 by what it makes of x2, or G, which changes x2 by what it makes of y1.
+
+  Attributes:
+    name: of F or G, for errors.
+    layer: F or G.
+    coupling: how it changes the stream.
+    source: the stream that it takes, 0 or 1; it changes the other one.
+    grid_bits: if given, what it gives is rounded to multiples of 2 ** -grid_bits.
+  """
+
+  name: str
+  layer: keras.layers.Layer
+  coupling: Coupling
+  source: int
+  grid_bits: int | None = None
+
+  @property
+  def layers(self) -> list[keras.layers.Layer]:
+    return [self.layer, self.coupling]
+
+  @property
+  def targets(self) -> tuple[int, ...]:
+    """The streams that it changes."""
+    return (1 - self.source,)
+
+  @property
+  def invertible(self) -> bool:
+    return self.coupling.invertible
+
+  def build(self, shapes: list, dtype: str) -> None:
+    """Builds function and coupling, for streams of these shapes; the function not, if its call takes arguments.
+
+    Raises:
+      ValueError: the function's output does not fit the stream.
+    """
+    target = shapes[1 - self.source]
+    outputs = build_layer(self.layer, shapes[self.source], dtype)
+    if not self.coupling.built:
+      self.coupling.build(target)
+    if outputs is not None:
+      self._require_fit(self.coupling(outputs), target)
+
+  def shapes_after(self, shapes: list) -> list:
+    """The shapes of the streams after the step."""
+    (target,), shapes = self.targets, list(shapes)
+    shapes[target] = self.coupling.changed_shape(shapes[target])
+    return shapes
+
+  def change(self, streams: Streams, mask: Mask, arguments: dict[str, Any]) -> tuple[list[tf.Tensor], Mask]:
+    """What the function makes of its stream: the parts for the coupling, and the Keras mask that they carry.
+
+    Args:
+      streams: of which none is changed.
+      mask: that the stream carries.
+      arguments: of the function's call.
+    """
+    target, source = streams[1 - self.source], streams[self.source]
+    change = self.layer(with_mask(source, mask), **arguments)
+    parts = [*self.coupling.parts(change)]
+    self._require_fit(parts, tuple(target.shape))
+    parts = [on_grid(tf.cast(part, target.dtype), self.grid_bits) for part in parts]
+    return parts, mask_of_sum([keras_mask(part) for part in tf.nest.flatten(change)])
+
+  def _require_fit(self, parts: Sequence[Any], shape: tuple) -> None:
+    require_parts(self.name, self.coupling, parts)
+    for part in parts:
+      require_shape(self.name, part.shape, self.coupling.changed_shape(shape))
+
+  def couple(self, streams: Streams, parts: Sequence[tf.Tensor]) -> Streams:
+    """The streams after the step."""
+    (target,), x = self.targets, streams[1 - self.source]
+    y = self.coupling.couple(x, *parts)
+    after = [*streams[:2], *(total + self.coupling.log_det(x, *parts) for total in streams[2:])]
+    after[target] = y if self.coupling.invertible else on_grid(y, self.grid_bits)
+    return after
+
+  def uncouple(self, streams: Streams, parts: Sequence[tf.Tensor]) -> Streams:
+    """The streams before the step."""
+    (target,), before = self.targets, list(streams)
+    before[target] = self.coupling.uncouple(streams[target], *parts)
+    return before
+
+  def masks_after(self, masks: list[Mask], of_change: Mask) -> list[Mask]:
+    """The masks that the streams carry after the step, as in plain Keras with `Add` layers."""
+    (target,), masks = self.targets, list(masks)
+    masks[target] = mask_of_sum([masks[target], of_change])
+    return masks
+
+
+@dataclasses.dataclass(frozen=True)
+class InvertibleStep:
+  """An `Invertible` layer, which changes both streams. Attributes and methods mean what `CouplingStep`'s do."""
+
+  name: str
+  layer: Invertible
+  source: int = 0
+  targets: tuple[int, ...] = (0, 1)
+  invertible: bool = True
+
+  @property
+  def layers(self) -> list[keras.layers.Layer]:
+    return [self.layer]
+
+  def build(self, shapes: list, dtype: str) -> None:
+    build_layer(self.layer, list(shapes), dtype)
+
+  def shapes_after(self, shapes: list) -> list:
+    return [tuple(shape) for shape in self.layer.compute_output_shape(list(shapes))]
+
+  def change(self, streams: Streams, mask: Mask, arguments: dict[str, Any]) -> tuple[list[tf.Tensor], Mask]:
+    return [], None  # It takes nothing but the streams that it changes.
+
+  def couple(self, streams: Streams, parts: Sequence[tf.Tensor]) -> Streams:
+    totals = [total + self.layer.log_det(streams[:2]) for total in streams[2:]]
+    return [*self.layer(streams[:2]), *totals]
+
+  def uncouple(self, streams: Streams, parts: Sequence[tf.Tensor]) -> Streams:
+    return [*self.layer.inverse(streams[:2]), *streams[2:]]
+
+  def masks_after(self, masks: list[Mask], of_change: Mask) -> list[Mask]:
+    carried = self.layer.supports_masking and any(mask is not None for mask in masks)
+    return self.layer.compute_mask([None, None], masks) if carried else [None, None]
+
+
+Step = CouplingStep | InvertibleStep
 
 
 def run_plainly(
-  functions: Sequence[keras.layers.Layer],
-  couplings: Sequence[Coupling],
-  streams: Streams,
-  masks: list[Mask],
-  arguments: Sequence[dict[str, Any]],
-  grid_bits: int | None = None,
+  steps: Sequence[Step], streams: Streams, masks: list[Mask], call: Call
 ) -> tuple[Streams, list[Mask]]:
-  """(y1, y2) and their Keras masks, from (x1, x2) and theirs.
-
-  Args:
-    functions, couplings: F of unit 0, G of unit 0, F of unit 1, and so on.
-    arguments: of each function's call.
-    grid_bits: if given, what functions give is rounded to multiples of 2 ** -grid_bits.
-  """
-  streams, masks = list(streams), list(masks)
-  for k, (function, coupling) in enumerate(zip(functions, couplings, strict=True)):
-    target, source = k % 2, 1 - k % 2
-    parts, mask = change_of(
-      k, function, coupling, streams[target], streams[source], masks[source], arguments[k], grid_bits
-    )
-    streams[target], *log_det = coupled(coupling, streams[target], parts, grid_bits, log_det=len(streams) > 2)
-    streams[2:] = [total + here for total, here in zip(streams[2:], log_det, strict=True)]
-    masks[target] = mask_of_sum([masks[target], mask])
+  """(y1, y2) and their Keras masks, from (x1, x2) and theirs."""
+  for step in steps:
+    parts, mask = step.change(streams, masks[step.source], call.arguments_of(step.layer, call.context))
+    streams, masks = step.couple(streams, parts), step.masks_after(masks, mask)
   return streams, masks
-
-
-def change_of(
-  k: int,
-  function: keras.layers.Layer,
-  coupling: Coupling,
-  target: tf.Tensor,
-  source: tf.Tensor,
-  mask: Mask,
-  arguments: dict[str, Any],
-  grid_bits: int | None,
-) -> tuple[list[tf.Tensor], Mask]:
-  """How function k changes the stream `target`: the parts for its coupling, and the Keras mask that they carry.
-
-  Args:
-    source: the stream that the function takes.
-    mask: that of `source`.
-    arguments, grid_bits: as of `run_plainly`.
-  """
-  change = function(with_mask(source, mask), **arguments)
-  parts = [*coupling.parts(change)]
-  require_parts(function_name(k, function), coupling, parts)
-  parts = [on_grid(tf.cast(part, target.dtype), grid_bits) for part in parts]
-  return parts, mask_of_sum([keras_mask(part) for part in tf.nest.flatten(change)])
-
-
-def coupled(
-  coupling: Coupling, x: tf.Tensor, parts: Sequence[tf.Tensor], grid_bits: int | None, log_det: bool
-) -> list[tf.Tensor]:
-  """[the changed stream], and if wanted its log_det [N]."""
-  y = coupling.couple(x, *parts)
-  if not coupling.invertible:
-    y = on_grid(y, grid_bits)
-  return [y, coupling.log_det(x, *parts)] if log_det else [y]

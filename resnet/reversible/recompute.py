@@ -7,12 +7,14 @@ import keras
 import tensorflow as tf
 
 from resnet.reversible.arguments import Call, call_arguments, is_float
+from resnet.reversible.backward import activations_are_stored
 from resnet.reversible.checks import build_by_call, build_layer
-from resnet.reversible.custom_vjp import Tensors, watched, without_storing
-from resnet.reversible.gate import activations_are_stored, after
+from resnet.reversible.custom_vjp import Boundary, Tensors, watched
+from resnet.reversible.inspection import require_repeatable
 from resnet.reversible.masks import with_mask
+from resnet.reversible.ordering import wait_for
 from resnet.reversible.private_apis import keras_mask
-from resnet.reversible.stateless import STATISTICS, Kept, StatelessLayers, gated, require_kinds
+from resnet.reversible.stateless import STATISTICS, Evaluation, Saved, StatelessLayers, require_kinds
 
 
 @keras.saving.register_keras_serializable("resnet")
@@ -20,13 +22,13 @@ class Recompute(keras.layers.Layer):
   """A layer of any kind that the backward pass runs again: only its inputs are kept.
 
   Unlike with `tf.recompute_grad` and `keras.remat`, the layer's statistics move once a step, not twice; dropout
-  drops the same units in the second run; that run waits until its gradients are wanted; and the result is a
+  drops the same units in the recomputation, which waits until its gradients are wanted; and the result is a
   layer, for functional models, saving and loading.
 
   Args:
     layer: the layer.
     keep: the kinds of tensors that the layer may keep of the first run beside its inputs, see replay.py.
-      Without "statistics" the second run repeats the first to the bit.
+      Without "statistics" the recomputation repeats the first run to the bit.
 
   Call arguments:
     inputs: float tensors, or a structure of them.
@@ -69,7 +71,7 @@ class Recompute(keras.layers.Layer):
     return recompute(self.layer, inputs, training, self.keep, **kwargs)
 
   def compute_output_spec(self, inputs: Tensors, training: bool = False, **kwargs: Any) -> Tensors:
-    Call(training, kwargs).require_taken(self.name, self.call_arguments)
+    Call(self.name, training, kwargs).require_taken(self.call_arguments)
     return build_by_call(self.layer, inputs, kwargs)
 
   def compute_output_shape(self, input_shape: Any) -> Any:
@@ -115,40 +117,39 @@ def recompute(
   """
   require_kinds(keep)
   _require_layer(layer)
-  call = Call(training, kwargs)
-  call.require_taken(layer.name, call_arguments(layer))
+  call = Call(f"recomputed layer {layer.name!r}", training, kwargs)
+  call.require_taken(call_arguments(layer))
   if activations_are_stored():
     return layer(inputs, **call.arguments_of(layer, call.context))
-  given = Call(training, {"inputs": inputs})
-  name = f"recomputed layer {layer.name!r}"
+  given = Call(call.name, training, {"inputs": inputs})
   stateless = StatelessLayers([layer], layer.name, keep)
   state = stateless.state()
-  structure = None
 
-  def call_layer(inputs: list[tf.Tensor], context: list[tf.Tensor]) -> list[tf.Tensor]:
-    nonlocal structure
-    outputs = layer(given.filled_in(inputs)["inputs"], **call.arguments_of(layer, context))
-    structure = outputs
-    return _floats(outputs)
+  def run(
+    weights: list[tf.Tensor], others: Tensors, state: list[tf.Tensor], saved: list[Saved] | None = None
+  ) -> tuple[list[tf.Tensor], Tensors, Evaluation]:
+    inputs, context = others
+    with stateless.evaluation(weights, state, saved) as evaluation:
+      outputs = layer(given.filled_in(inputs)["inputs"], **call.arguments_of(layer, context))
+    return _floats(outputs), outputs, evaluation
 
-  def forward(_: Tensors, held: Tensors) -> tuple[Tensors, Tensors, Kept]:
-    weights, inputs, context = held
-    outputs, updates, kept = stateless.run(
-      call_layer, weights, state, inputs, context, key=(given.key, call.key)
-    )
-    return outputs, (structure, updates), kept
+  def first_run(*values: Tensors) -> list[tf.Tensor]:
+    return run(*values)[0]
 
-  def backward(_: Tensors, d_outputs: Tensors, held: Tensors, kept: Kept) -> tuple[Tensors, Tensors]:
-    weights, inputs, context = held
-    inputs, kept = after(d_outputs, inputs), gated(kept, d_outputs)
+  boundary = Boundary((stateless.weights(), (given.context, call.context)))
+  key = (given.key, call.key, tuple(keep))
+  require_repeatable(layer.name, first_run, *boundary.given, state, layer, key)
+  outputs, structure, evaluation = run(*boundary.given, state)
+
+  def backward(_: Tensors, d_outputs: Tensors, held: Tensors) -> Tensors:
+    weights, others, saved = wait_for(d_outputs, (*held, evaluation.saved))  # Rule 1.
     with tf.GradientTape(watch_accessed_variables=False) as tape:
-      weights, inputs, context = held = watched(tape, (weights, inputs, context))
-      outputs, *_ = stateless.run(call_layer, weights, state, inputs, context, kept=kept)
-    return (), tape.gradient(outputs, held, d_outputs)
+      held = weights, others = watched(tape, (weights, others))
+      outputs, *_ = run(weights, others, state, saved)
+    return tape.gradient(outputs, held, d_outputs)
 
-  held = (stateless.weights(), given.context, call.context)
-  outputs, (structure, updates) = without_storing(name, forward, backward, (), held)
-  for index, value in updates.items():
+  outputs = boundary.leave_without_storing(call.name, outputs, boundary.given, backward)
+  for index, value in evaluation.updates.items():
     stateless.variables[index].assign(value)
   return _with_floats(structure, outputs)
 

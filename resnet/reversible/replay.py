@@ -1,7 +1,7 @@
-"""For a layer's author: what the second run of a layer takes from the first.
+"""For a layer's author: what the recomputation of a layer takes from its first run.
 
 With `replayed`, an expensive part of a layer is computed in the first run only. With `keep_output`, the output
-of a layer within is kept where the chain's `kept_outputs` allow it.
+of a layer within is kept where the chain keeps outputs, see `Rebuild`.
 """
 
 from collections.abc import Callable
@@ -17,26 +17,24 @@ from resnet.reversible.custom_vjp import (
   unlinked,
   watched,
 )
-from resnet.reversible.gate import after
 from resnet.reversible.masks import with_mask
+from resnet.reversible.ordering import wait_for
 from resnet.reversible.private_apis import keras_mask
 from resnet.reversible.stateless import (
   ACTIVATIONS,
   STATISTICS,
-  Entry,
-  Kept,
-  Run,
+  Evaluation,
+  Saved,
   StatelessLayers,
-  current_run,
-  gated,
-  running,
+  current,
+  evaluating,
 )
 
 
 def replayed(
   layer: keras.layers.Layer, first: Callable, again: Callable, *inputs: tf.Tensor
 ) -> tuple[tf.Tensor, Tensors]:
-  """Computes a part of a layer from what the first run kept of it, if this is the layer's second run.
+  """Computes a part of a layer from what the first run kept of it, if this is the layer's recomputation.
 
   To be called in the `call` of a layer that may stand in a `ReversibleChain` or a `Recompute`, which run it
   once forward and once more in the backward pass.
@@ -50,14 +48,14 @@ def replayed(
       otherwise than `first`.
     *inputs: tensors or variables that a gradient is wanted for.
 
-  Where nothing may be kept (no second run follows, or the chain is a while_loop, or it is exact) `first` is
+  Where nothing may be kept (no recomputation follows, or the chain is a while_loop, or it is exact) `first` is
   computed in both runs.
 
   Returns:
     y and kept.
 
   Raises:
-    ValueError: a function's second run makes other calls than its first one did.
+    ValueError: a function's recomputation makes other calls than its first run did.
 
   Example:
     >>> class Scaled(keras.layers.Layer):
@@ -77,26 +75,26 @@ def replayed(
     >>> Recompute(Scaled())(np.ones([2, 3])).shape
     TensorShape([2, 3])
   """
-  run = current_run.get()
-  if run is None or STATISTICS not in run.kinds:
+  evaluation = current.get()
+  if evaluation is None or STATISTICS not in evaluation.kinds:
     return first(*inputs)
-  if run.asked is None:
+  if evaluation.asked is None:
     y, kept = first(*inputs)
-    run.kept.entries.append(Entry(layer.name, y.shape, unlinked(kept)))
+    evaluation.saved.append(Saved(layer.name, y.shape, (None, None), unlinked(kept)))
     return y, kept
-  entry = run.next(layer.name)
-  y = custom_vjp(lambda given: _as_list(again(entry.tensors, *given)), [*inputs])
-  if not y.shape.is_compatible_with(entry.shape):
+  saved = evaluation.next(layer.name)
+  y = custom_vjp(lambda given: _as_list(again(saved.tensors, *given)), [*inputs])
+  if not y.shape.is_compatible_with(saved.shape):
     raise ValueError(
-      f"layer {layer.name!r}: the second run gives {y.shape} by `replayed`, the first gave {entry.shape}"
+      f"layer {layer.name!r}: the recomputation gives {y.shape} by `replayed`, the first run gave {saved.shape}"
     )
-  return y, entry.tensors
+  return y, saved.tensors
 
 
 def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False) -> tf.Tensor:
   """`layer(x, training=training)`, whose output is kept for the backward pass where activations may be kept.
 
-  To be called in the `call` of a layer around `layer`. In the second run `layer` then runs for its gradient
+  To be called in the `call` of a layer around `layer`. In the recomputation `layer` then runs for its gradient
   alone, and not before the gradient of its output is there. In a graph, ops that nothing but the output needs
   are not run: a convolution that comes last in `layer` costs no second time.
 
@@ -111,7 +109,7 @@ def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False)
   Keras' masks that x and the output carry are carried in both runs.
 
   Raises:
-    ValueError: a function's second run makes other calls than its first one did.
+    ValueError: a function's recomputation makes other calls than its first run did.
 
   Example:
     >>> class Block(keras.layers.Layer):
@@ -121,50 +119,43 @@ def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False)
     ...
     ...   def call(self, x, training=False):
     ...     return keras.ops.relu(keep_output(self.convolution, x, training))
-    >>> chain = ReversibleChain([(Block(), Block())], kept_outputs=1)
+    >>> chain = ReversibleChain([(Block(), Block())], backward=Rebuild(keep="auto"))
     >>> chain([np.ones([1, 8, 8, 4])] * 2, training=True)[0].shape
     TensorShape([1, 8, 8, 4])
   """
-  run = current_run.get()
-  if run is None or ACTIVATIONS not in run.kinds:
+  evaluation = current.get()
+  if evaluation is None or ACTIVATIONS not in evaluation.kinds:
     return layer(x, training=training)
-  kinds = [kind for kind in run.kinds if kind != ACTIVATIONS]
-  stateless = StatelessLayers([layer], layer.name, kinds)
-  weights = [run.weights[id(variable)] for variable in layer.variables if id(variable) in run.weights]
-  if run.asked is None:
+  kinds = [kind for kind in evaluation.kinds if kind != ACTIVATIONS]
+  stateless, of_all = StatelessLayers([layer], layer.name, kinds), evaluation.weights
+  weights = [of_all[id(variable)] for variable in layer.variables if id(variable) in of_all]
+  if evaluation.asked is None:
     state = stateless.state()
-    inner, mask = Run(kinds, run.weights, Kept()), keras_mask(x)
+    inner, mask = Evaluation(kinds, of_all), keras_mask(x)
     x = with_mask(own_in_boundaries(x), mask)
-    with running(inner):
+    with evaluating(inner):
       y = layer(x, training=training)
     mark_boundary([y], [x, *weights])
-    kept = unlinked((y, state, stateless.state()))
-    run.kept.entries.append(Entry(layer.name, y.shape, kept, inner.kept, (mask, keras_mask(y))))
+    tensors = unlinked((y, state, stateless.state()))
+    evaluation.saved.append(Saved(layer.name, y.shape, (mask, keras_mask(y)), tensors, inner.saved))
     return y
-  entry = run.next(layer.name)
-  kept_within = entry.inner
-  assert kept_within is not None  # As `keep_output` made the entry.
-  y, state, new_state = entry.tensors
+  saved = evaluation.next(layer.name)
+  y, state, new_state = saved.tensors
   for variable, value in zip(stateless.variables, new_state):
-    variable.assign(value)  # For layers that share it. The variable itself does not change in a second run.
+    variable.assign(value)  # For layers that share it. The variable itself does not change in a recomputation.
 
   def output(given: Tensors) -> tuple[tf.Tensor, Callable]:
     def pullback(dy: tf.Tensor) -> Tensors:
-      late, late_state = after(dy, (given, state))
+      late, late_state, inner = wait_for(dy, (given, state, saved.inner))  # Rule 6.
       with tf.GradientTape(watch_accessed_variables=False) as tape:
         x, weights = late = watched(tape, late)
-        again, *_ = stateless.run(
-          lambda x: layer(with_mask(x, entry.masks[0]), training=training),
-          weights,
-          late_state,
-          x,
-          kept=gated(kept_within, dy),
-        )
+        with stateless.evaluation(weights, late_state, inner):
+          again = layer(with_mask(x, saved.masks[0]), training=training)
       return tape.gradient(again, late, dy)
 
     return tf.identity(y), pullback
 
-  return with_mask(custom_vjp(output, (x, weights)), entry.masks[1])
+  return with_mask(custom_vjp(output, (x, weights)), saved.masks[1])
 
 
 def _as_list(result: tuple[Tensors, Callable]) -> tuple[Tensors, Callable]:

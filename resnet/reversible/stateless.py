@@ -1,210 +1,171 @@
-"""Layers as functions of (weights, state, inputs), without side effects, which may be run a second time."""
+"""Layers as functions of (weights, state, inputs), without side effects, which may be evaluated a second time."""
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 
 import keras
 import tensorflow as tf
 
 from resnet.reversible.custom_vjp import Tensors, custom_vjp, local
-from resnet.reversible.gate import after
-from resnet.reversible.inspection import inspected, require_repeatable
+from resnet.reversible.inspection import inspected
 from resnet.reversible.masks import Mask
 from resnet.reversible.private_apis import inlined_functions
 
-# What may be kept of a first run.
-STATISTICS = "statistics"  # what `replayed` keeps, small beside an activation
-ACTIVATIONS = "activations"  # what `keep_output` keeps
+# What layers may save for their recomputation.
+STATISTICS = "statistics"  # what `replayed` saves, small beside an activation
+ACTIVATIONS = "activations"  # what `keep_output` saves
 KINDS = (STATISTICS, ACTIVATIONS)
 
 
 @dataclasses.dataclass
-class Entry:
-  """What one call of `replayed` or `keep_output` kept.
+class Saved:
+  """What one call of `replayed` or `keep_output` saved, a structure of tensors to `tf.nest`.
 
   Attributes:
     layer: the name of the layer.
     shape: of its output.
-    tensors: what is kept.
-    inner: what the layers within kept, if it is `keep_output`'s.
     masks: that its input and its output carried.
+    tensors: what is saved.
+    inner: what the layers within saved, if it is `keep_output`'s.
   """
 
   layer: str
   shape: tf.TensorShape
+  masks: tuple[Mask, Mask]
   tensors: Tensors
-  inner: "Kept | None" = None
-  masks: tuple[Mask, Mask] = (None, None)
+  inner: "list[Saved] | None" = None
+
+  def __tf_flatten__(self) -> tuple[tuple, tuple]:
+    return (self.layer, self.shape, self.masks), (self.tensors, self.inner)
+
+  @classmethod
+  def __tf_unflatten__(cls, metadata: tuple, components: tuple) -> "Saved":
+    return cls(*metadata, *components)
 
 
 @dataclasses.dataclass
-class Kept:
-  """What a function's layers kept of its first run, in the order in which they ask for it in the second."""
+class Evaluation:
+  """One evaluation of layers.
 
-  entries: list[Entry] = dataclasses.field(default_factory=list)
+  Attributes:
+    kinds: of what the layers may save.
+    weights: the values of the trained variables, by their ids.
+    saved: what they save, in the order in which the recomputation asks for it.
+    asked: how often the recomputation has asked; None in a first evaluation.
+    updates: by index, the new values of variables that have changed. It is there at the end.
+  """
 
-  @property
-  def has_outputs(self) -> bool:
-    """Whether an output is among it."""
-    return any(entry.inner is not None for entry in self.entries)
+  kinds: Collection[str]
+  weights: dict[int, tf.Tensor]
+  saved: list[Saved] = dataclasses.field(default_factory=list)
+  asked: int | None = None
+  updates: dict[int, tf.Tensor] = dataclasses.field(default_factory=dict)
 
-
-@dataclasses.dataclass
-class Run:
-  kinds: Collection[str]  # that may be kept
-  weights: dict[int, tf.Tensor]  # the values of trained variables, by their ids
-  kept: Kept
-  asked: int | None = None  # How often layers have asked; None in the first run.
-
-  def next(self, layer: str) -> Entry:
+  def next(self, layer: str) -> Saved:
     position = self.asked
     assert position is not None
-    names = [entry.layer for entry in self.kept.entries]
+    names = [saved.layer for saved in self.saved]
     if names[position : position + 1] != [layer]:
       raise ValueError(
-        f"layer {layer!r} calls `replayed` or `keep_output` as number {position} of the second run of its "
+        f"layer {layer!r} calls `replayed` or `keep_output` as number {position} of the recomputation of its "
         f"function, but the first run's calls were by: {', '.join(names) or 'nothing'}. Both runs must make "
         "the same calls in the same order"
       )
     self.asked = position + 1
-    return self.kept.entries[position]
+    return self.saved[position]
 
 
-current_run: ContextVar[Run | None] = ContextVar("run", default=None)
+current: ContextVar[Evaluation | None] = ContextVar("current", default=None)
 
 
 @contextlib.contextmanager
-def running(run: Run | None) -> Iterator[None]:
-  previous = current_run.set(run)
+def evaluating(evaluation: Evaluation | None) -> Iterator[None]:
+  """A context in which layers save to `evaluation`, or take from it; to None, nothing."""
+  previous = current.set(evaluation)
   try:
     yield
   finally:
-    current_run.reset(previous)
-
-
-def nothing_kept() -> contextlib.AbstractContextManager:
-  """A context in which layers keep nothing, and are handed nothing that was kept."""
-  return running(None)
+    current.reset(previous)
 
 
 class StatelessLayers:
-  """Runs layers on given values in place of their variables, which do not change.
+  """Evaluates layers on given values in place of their variables, which do not change.
 
   Args:
     layers: built.
     name: of the whole, for errors.
-    keep: the kinds of tensors, see above, that the first run may keep for the second.
+    keep: the kinds of tensors, see above, that layers may save for the recomputation.
 
   Attributes:
-    variables: those that are not trained, whose values are the state, then the trained ones.
+    untrained, trained: the variables whose values are the state, and those whose values are the weights.
+    variables: both, in this order.
   """
 
   def __init__(self, layers: Sequence[keras.layers.Layer], name: str, keep: Collection[str] = ()):
     variables = {id(variable): variable for layer in layers for variable in layer.variables}
     # In the order of `variables`, which freezing does not change. As in a model, it is the variable's word that
     # counts: a layer that is frozen before it is built has variables that are trained.
-    self._trained = [variable for variable in variables.values() if variable.trainable]
-    self._state = [variable for variable in variables.values() if not variable.trainable]
-    self.variables = [*self._state, *self._trained]
-    self._owner = layers[-1]
+    self.trained = [variable for variable in variables.values() if variable.trainable]
+    self.untrained = [variable for variable in variables.values() if not variable.trainable]
+    self.variables = [*self.untrained, *self.trained]
     self._name = name
     self._keep = tuple(keep)
 
   def weights(self) -> list[tf.Tensor]:
     """The values of the trained variables."""
-    return [tf.convert_to_tensor(variable.value) for variable in self._trained]
+    return [tf.convert_to_tensor(variable.value) for variable in self.trained]
 
   def state(self) -> list[tf.Tensor]:
-    """The values of the other variables, as tensors: the variables change before the second run."""
-    values = [local(variable.value) for variable in self._state]
+    """The values of the other variables, as tensors: the variables change before the recomputation."""
+    values = [local(variable.value) for variable in self.untrained]
     # Tapes of eager mode watch frozen weights, too, and would store what is computed from them.
     return [tf.stop_gradient(value) for value in values] if tf.executing_eagerly() else values
 
-  def run(
-    self,
-    call: Callable,
-    weights: list[tf.Tensor],
-    state: list[tf.Tensor],
-    *inputs: Tensors,
-    kept: Kept | None = None,
-    key: Hashable = None,
-  ) -> tuple[Tensors, dict[int, tf.Tensor], Kept]:
-    """`call(*inputs)`: (what it returns, new values of `variables` that it changes by index, what was kept).
+  @contextlib.contextmanager
+  def evaluation(
+    self, weights: list[tf.Tensor], state: list[tf.Tensor], saved: list[Saved] | None = None
+  ) -> Iterator[Evaluation]:
+    """A context in which the layers have these values, and which looks at what was done when it ends.
 
     Args:
-      call: a function of `inputs` and the layers' variables.
       weights, state: as of `weights()` and `state()`.
-      kept: what the first run kept; makes this the second run.
-      key: what else `call` depends on, but for values of tensors, in a first run that a second one follows.
+      saved: by the first evaluation; makes this the recomputation.
 
     Raises:
-      ValueError: the code cannot be run twice, see inspection.py and `replayed`, or adds a loss.
+      ValueError: the layers save and ask differently, add a loss, or move a variable in a branch or loop.
     """
-    if kept is None and key is not None:
-
-      def first_run(weights: list[tf.Tensor], inputs: Tensors, state: list[tf.Tensor]) -> Tensors:
-        return self._run(call, weights, state, inputs, None)[0]
-
-      require_repeatable(self._name, first_run, weights, list(inputs), state, self._owner, (key, self._keep))
-    with inspected():
-      outputs, updates, kept = self._run(call, weights, state, inputs, kept)
-    for k, value in updates.items():
-      if tf.is_symbolic_tensor(value) and value.graph is not tf.compat.v1.get_default_graph():
-        raise ValueError(
-          f"{self._name} moves {self.variables[k].path!r} in a branch or loop (tf.cond, tf.while_loop), where "
-          "its new value is lost; move it outside of these, or use manual_gradients=False"
-        )
-    return outputs, updates, kept
-
-  def _run(
-    self,
-    call: Callable,
-    weights: list[tf.Tensor],
-    state: list[tf.Tensor],
-    inputs: Sequence[Tensors],
-    kept: Kept | None,
-  ) -> tuple[Tensors, dict[int, tf.Tensor], Kept]:
-    given = {id(variable): weight for variable, weight in zip(self._trained, weights, strict=True)}
-    run = Run(self._keep, given, Kept()) if kept is None else Run(self._keep, given, kept, asked=0)
-    with (
-      running(run),
-      inlined_functions(),
-      _Scope(zip(self.variables, [*state, *weights], strict=True), given) as scope,
-    ):
+    given = {id(variable): weight for variable, weight in zip(self.trained, weights, strict=True)}
+    this = Evaluation(self._keep, given) if saved is None else Evaluation(self._keep, given, saved, asked=0)
+    values = zip(self.variables, [*state, *weights], strict=True)
+    with evaluating(this), inlined_functions(), inspected(), _Scope(values, given) as scope:
       old = [scope.get_current_value(variable) for variable in self.variables]
-      outputs = call(*inputs)
-    if run.asked is not None and run.asked < len(run.kept.entries):
+      yield this
+    if this.asked is not None and this.asked < len(this.saved):
       raise ValueError(
-        f"{self._name}: layer {run.kept.entries[run.asked].layer!r} did not call `replayed` or `keep_output` "
-        "in the second run"
+        f"{self._name}: layer {this.saved[this.asked].layer!r} did not call `replayed` or `keep_output` in the "
+        "recomputation"
       )
     if scope.losses:
       raise ValueError(
         f"{self._name} adds a loss (add_loss, activity_regularizer), which would be lost; compute it from what "
         "the whole returns"
       )
-    new = [scope.get_current_value(variable) for variable in self.variables]
-    return outputs, {k: value for k, value in enumerate(new) if value is not old[k]}, run.kept
-
-
-def gated(kept: Kept, inputs: Tensors) -> Kept:
-  """`kept`, whose users wait until `inputs` are computed: what depends on kept tensors must be gated, too."""
-  return Kept(
-    [
-      dataclasses.replace(
-        entry,
-        tensors=after(inputs, entry.tensors),
-        inner=None if entry.inner is None else gated(entry.inner, inputs),
-      )
-      for entry in kept.entries
-    ]
-  )
+    for k, variable in enumerate(self.variables):
+      value = scope.get_current_value(variable)
+      if value is old[k]:
+        continue
+      if tf.is_symbolic_tensor(value) and value.graph is not tf.compat.v1.get_default_graph():
+        raise ValueError(
+          f"{self._name} moves {variable.path!r} in a branch or loop (tf.cond, tf.while_loop), where its new "
+          "value is lost; move it outside of these, or use backward=Store()"
+        )
+      this.updates[k] = value
 
 
 def require_kinds(keep: Collection[str]) -> None:
-  """Raises ValueError unless `keep` is a collection of kinds that may be kept."""
+  """Raises ValueError unless `keep` is a collection of kinds that may be saved."""
   if isinstance(keep, str) or not set(keep) <= set(KINDS):
     raise ValueError(f"keep must be a list of {', '.join(map(repr, KINDS))}; got {keep!r}")
 

@@ -1,0 +1,99 @@
+"""How the gradients of a chain are computed: `Store()` or `Rebuild(...)`, an argument of `ReversibleChain`."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import keras
+
+KEEP = ("least", "auto", "all")
+
+_stored: ContextVar[bool] = ContextVar("stored", default=False)
+
+
+class Backward:
+  """`Store` or `Rebuild`. Outputs, gradients and updates are the same by both."""
+
+  def get_config(self) -> dict[str, Any]:
+    return vars(self)
+
+  @classmethod
+  def from_config(cls, config: dict[str, Any]) -> "Backward":
+    return cls(**config)
+
+
+@keras.saving.register_keras_serializable("resnet")
+@dataclasses.dataclass(frozen=True)
+class Store(Backward):
+  """Ordinary backpropagation: plain Keras, whose activations are all stored. It takes the least time.
+
+  Choose it for short chains, to compare with, and where gradients of gradients are wanted.
+
+  Example:
+    >>> chain = ReversibleChain([(keras.layers.Dense(4), keras.layers.Dense(4))], backward=Store())
+    >>> chain([np.ones([3, 4])] * 2)[0].shape
+    TensorShape([3, 4])
+  """
+
+
+@keras.saving.register_keras_serializable("resnet")
+@dataclasses.dataclass(frozen=True)
+class Rebuild(Backward):
+  """The backward pass rebuilds activations from the outputs, so that memory does not grow with depth.
+
+  Args:
+    keep: what may be kept to save time. "least": nothing, the choice for the largest batch. "auto": up to 1.75
+      times the memory of "least", about a third of the time that rebuilding takes. "all": everything, as by
+      `Store`. A number of bytes: as much as the activations of a call may take; its batch must be known when it
+      is traced, or nothing is kept.
+    loop: units alike that stand in a row run as one `tf.while_loop` over their stacked weights, which keeps
+      nothing: a graph whose size does not depend on depth, for very deep chains that take long to trace. Layers
+      that speak to other devices, such as synchronised batch normalisation, cannot be in a loop.
+
+  Raises:
+    ValueError: keep is none of these, or loop is to keep something.
+
+  Example:
+    >>> units = [(keras.layers.Dense(4), keras.layers.Dense(4)) for _ in range(8)]
+    >>> chain = ReversibleChain(units, backward=Rebuild(keep=2e6))
+    >>> chain([np.ones([3, 4])] * 2)[0].shape
+    TensorShape([3, 4])
+  """
+
+  keep: str | float = "least"
+  loop: bool = False
+
+  def __post_init__(self) -> None:
+    is_number = isinstance(self.keep, int | float) and not isinstance(self.keep, bool)
+    if not (self.keep > 0 if is_number else self.keep in KEEP):
+      raise ValueError(f"keep must be 'least', 'auto', 'all' or a number of bytes, got {self.keep!r}")
+    if self.loop and self.keep not in ("least", "auto"):
+      raise ValueError(f"keep must be 'least' with loop=True, which keeps nothing; got {self.keep!r}")
+
+
+@contextlib.contextmanager
+def ordinary_backprop() -> Iterator[None]:
+  """A context in which chains and recomputed layers store activations, as ordinary backpropagation does.
+
+  For comparisons of results, time and memory. A `tf.function` keeps the way in which it was traced.
+
+  Example:
+    >>> chain = ReversibleChain([(keras.layers.Dense(4), keras.layers.Dense(4))])
+    >>> streams = [np.ones([3, 4])] * 2
+    >>> with ordinary_backprop():
+    ...   ordinary = chain(streams)
+    >>> np.allclose(ordinary, chain(streams))
+    True
+  """
+  before = _stored.set(True)
+  try:
+    yield
+  finally:
+    _stored.reset(before)
+
+
+def activations_are_stored() -> bool:
+  """Whether `ordinary_backprop` is in force."""
+  return _stored.get()

@@ -1,0 +1,265 @@
+"""What a chain keeps for its backward pass, and what memory that takes: from its own traced steps and shapes.
+
+Each step may keep three things:
+
+- streams: those that it changes, which then are not rebuilt. What of the function only rebuilds them does not run
+  again: its last layer.
+- outputs: what layers within offer by `keep_output`. These layers run again for their gradients alone.
+- everything: as ordinary backpropagation does. Nothing runs again.
+
+A step's undoing is traced with each of these choices. The trace says what is kept, the most memory that it
+takes at a time, and how much is computed. Step by step, the choice that saves the most computation for a byte is
+taken, later steps first, since what they keep is freed sooner, as long as the peak stays within the budget.
+
+Literature: activation or checkpoint policies; rematerialisation (Chen et al. 2016; Jain et al. 2020, "Checkmate").
+Not known here: in which order a device runs what is free to run, and how its allocator divides memory.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from resnet.reversible.arguments import Call
+from resnet.reversible.inspection import inspected
+from resnet.reversible.likeness import likeness
+from resnet.reversible.masks import Mask
+from resnet.reversible.plain import Step, Streams
+from resnet.reversible.private_apis import scratch_graph
+from resnet.reversible.stateless import ACTIVATIONS, STATISTICS
+from resnet.reversible.step import StatelessStep
+
+# "auto" takes up to so many times the least memory: what is kept first saves the most time.
+AUTO = 1.75
+# What moving a byte between memory and processor costs, in multiplications. It ranks what is kept, no more.
+MULTIPLICATIONS_OF_A_BYTE = 10
+# Ops whose results are their inputs, and ops that cannot write to the memory of an input.
+_ALIASES = ("Identity", "StopGradient", "PreventGradient", "Reshape", "Squeeze", "ExpandDims", "XlaOpt")
+_PRODUCTS = ("Conv", "Depthwise", "MatMul", "BatchMatMul", "Einsum", "_Fused")
+
+
+class Keep(NamedTuple):
+  """What a step keeps."""
+
+  streams: bool = False
+  outputs: bool = False
+  everything: bool = False
+
+
+NOTHING = Keep()
+_CHOICES = (NOTHING, Keep(outputs=True), Keep(streams=True), Keep(True, True), Keep(everything=True))
+
+
+class ActivationPlan(NamedTuple):
+  """What each step of a chain keeps, and an estimate of what that takes.
+
+  Attributes:
+    bytes: the most memory that activations and their gradients take in the backward pass, for the batch that was
+      planned for; for one example if that is unknown.
+    least: the same if nothing is kept.
+    kept: by each step.
+  """
+
+  bytes: int
+  least: int
+  kept: tuple[Keep, ...]
+
+  def __str__(self) -> str:
+    """E.g. "of 54 functions 18 keep the streams that they change, 12 outputs within, 8 everything"."""
+    streams, outputs, everything = (sum(kept) for kept in zip(*self.kept, strict=True))
+    return (
+      f"of {len(self.kept)} functions {streams} keep the streams that they change, {outputs} outputs within, "
+      f"{everything} everything: about {self.bytes / 1e6:.0f} MB of activations (an estimate)"
+    )
+
+
+class _Cost(NamedTuple):
+  """Of undoing a step: bytes kept for it, bytes at the peak (these included), and operations."""
+
+  kept: int
+  peak: int
+  operations: float
+
+
+def keep_kinds(keep: Keep, exact: bool) -> tuple[str, ...]:
+  """The kinds of tensors that a step's layers save, see stateless.py. On a grid no statistics: they round."""
+  return (*(() if exact else (STATISTICS,)), *((ACTIVATIONS,) if keep.outputs else ()))
+
+
+def make_plan(
+  steps: Sequence[Step], call: Call, streams: Streams, masks: list[Mask], budget: str | float, exact: bool
+) -> ActivationPlan:
+  """The plan of a chain.
+
+  Args:
+    steps: of the chain.
+    call: what it is called with.
+    streams, masks: its inputs. Shapes and dtypes count, values do not.
+    budget: "least", "auto", "all" or bytes, see `Rebuild`.
+    exact: whether streams are on a grid.
+  """
+  costs, after = _costs(steps, call, streams, masks, exact)
+  kept = [NOTHING] * len(steps)
+  least = _peak(kept, costs, after)
+  most = {"least": 0, "auto": AUTO * least, "all": math.inf}.get(budget, budget)
+  best, size = list(kept), least
+  while upgrades := [
+    (saved / more, k, choice)
+    for k, cost in enumerate(costs)
+    for choice in _CHOICES
+    if (more := cost[choice].kept - cost[kept[k]].kept) > 0
+    and (saved := cost[kept[k]].operations - cost[choice].operations) > 0
+  ]:
+    _, k, choice = max(upgrades, key=lambda upgrade: upgrade[:2])
+    kept[k] = choice
+    if (peak := _peak(kept, costs, after)) <= most:
+      best, size = list(kept), peak
+  return ActivationPlan(size, least, tuple(best))
+
+
+def _peak(kept: Sequence[Keep], costs: Sequence[dict[Keep, _Cost]], after: Sequence[int]) -> int:
+  """The most bytes at a time, from step to step backward.
+
+  Where stored units follow others, the streams between them (`after`) are held until the others are undone.
+  """
+  before = peak = 0
+  for k, keep in enumerate(kept):
+    cost = costs[k][keep]
+    peak = max(peak, before + cost.peak)
+    before += cost.kept
+    if not keep.everything and k + 1 < len(kept) and kept[k + 1].everything:
+      before += after[k]
+  return peak
+
+
+def _costs(
+  steps: Sequence[Step], call: Call, streams: Streams, masks: list[Mask], exact: bool
+) -> tuple[list[dict[Keep, _Cost]], list[int]]:
+  """Of each step its costs by what it keeps, and the bytes of the streams after it."""
+  found: dict[str, tuple[dict[Keep, _Cost], list[tf.TensorSpec]]] = {}
+  costs, after = [], []
+  specs = [_spec(stream) for stream in streams]
+  masks = [mask is not None and _spec(mask) for mask in masks]
+  for k, step in enumerate(steps):
+    key = str((type(step), step.source, likeness(step.layers), specs, masks, k == 0))
+    if key not in found:
+      of_step = {keep: _traced(step, keep, call, specs, masks[step.source], exact, k == 0) for keep in _CHOICES}
+      found[key] = {keep: cost for keep, (cost, _) in of_step.items()}, of_step[NOTHING][1]
+    here, specs = found[key]
+    costs.append(here)
+    after.append(sum(_bytes(spec) for spec in specs))
+  return costs, after
+
+
+def _traced(
+  step: Step, keep: Keep, call: Call, specs: list[tf.TensorSpec], mask: Any, exact: bool, is_first: bool
+) -> tuple[_Cost, list[tf.TensorSpec]]:
+  """What undoing the step costs if it keeps this, and the specs of the streams after it."""
+  with inspected(), scratch_graph() as graph:
+    stateless = StatelessStep(step, call, keep_kinds(keep, exact), keep.streams, is_first)
+    state, weights, context = (
+      [_placeholder(_spec(value)) for value in values]
+      for values in (stateless.untrained, stateless.trained, call.context)
+    )
+    streams = [_placeholder(spec) for spec in specs]
+    masks = [None, None]
+    if mask:
+      masks[step.source] = _placeholder(mask)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+      tape.watch(given := (streams, weights, context))
+      after, _, _, residuals = stateless.run(streams, masks, weights, state, context)
+    again, d_after = ([_placeholder(_spec(stream)) for stream in after] for _ in range(2))
+    forward = len(graph.get_operations())
+    if keep.everything:
+      before, (d_before, d_weights, d_context) = [], tape.gradient(after, given, d_after)
+    else:
+      before, d_before, d_weights, d_context = stateless.undo(again, d_after, weights, residuals, context)
+    free = {id(_root(t)) for t in (*weights, *state, *context, *d_weights) if t is not None}
+    results = [_root(t) for t in (*before, *d_before, *d_weights, *d_context) if t is not None]
+    ops = _needed(results, graph.get_operations()[forward:])
+    return _cost(ops, results, free, {id(t) for t in (*again, *d_after)}), [_spec(stream) for stream in after]
+
+
+def _cost(ops: list[tf.Operation], results: list[tf.Tensor], free: set[int], passing: set[int]) -> _Cost:
+  """The cost of running ops in this order.
+
+  Args:
+    results: that must be there at the end.
+    free: ids of tensors whose size does not count.
+    passing: ids of inputs that come from the step after; other inputs are kept for this one.
+  """
+  made = {id(output) for op in ops for output in op.outputs}
+  tensors: dict[int, tf.Tensor] = {}
+  last_use = dict.fromkeys(map(id, results), len(ops))
+  for k, op in enumerate(ops):
+    for tensor in (*map(_root, op.inputs), *op.outputs):
+      tensors[id(tensor)] = tensor
+      last_use[id(tensor)] = max(k, last_use.get(id(tensor), 0))
+  tensors |= {id(tensor): tensor for tensor in results}
+  sizes = {key: 0 if key in free else _bytes(tensor) for key, tensor in tensors.items()}
+  inputs = [key for key in sizes if key not in made]
+  kept = sum(sizes[key] for key in inputs if key not in passing)
+  alive = peak = sum(sizes[key] for key in inputs)
+  operations = 0.0
+  for k, op in enumerate(ops):
+    if op.type.startswith(_ALIASES):
+      continue
+    read = {id(_root(tensor)) for tensor in op.inputs}
+    freed = sum(sizes[key] for key in read if last_use[key] == k)
+    written = sum(sizes[id(output)] for output in op.outputs)
+    in_place = 0 if op.type.startswith(_PRODUCTS) else min(freed, written)
+    peak = max(peak, alive + written - in_place)
+    alive += written - freed - sum(sizes[id(output)] for output in op.outputs if last_use[id(output)] == k)
+    moved = sum(map(_bytes, op.inputs)) + sum(map(_bytes, op.outputs))
+    operations += MULTIPLICATIONS_OF_A_BYTE * moved + _multiplications(op)
+  return _Cost(kept, peak, operations)
+
+
+def _multiplications(op: tf.Operation) -> float:
+  """Of a product, exact for convolutions and for two matrices."""
+  if not op.type.startswith(_PRODUCTS):
+    return 0
+  if "Conv" in op.type:  # Each number of the kernel is used at each pixel of the output.
+    kernel = op.outputs[0] if "BackpropFilter" in op.type else op.inputs[1]
+    y = op.inputs[2] if "Backprop" in op.type else op.outputs[0]
+    return _size(kernel) * _size(y) / (y.shape[-1] or 1)
+  return math.sqrt(math.prod(_size(t) for t in (*op.inputs, *op.outputs) if t.dtype.is_floating))
+
+
+def _needed(results: Iterable[tf.Tensor], ops: Sequence[tf.Operation]) -> list[tf.Operation]:
+  """Those of `ops` that the results depend on."""
+  among, needed = set(ops), set()
+  todo = [tensor.op for tensor in results]
+  while todo:
+    op = todo.pop()
+    if op in among and op not in needed:
+      needed.add(op)
+      todo += [tensor.op for tensor in op.inputs]
+  return [op for op in ops if op in needed]
+
+
+def _root(tensor: tf.Tensor) -> tf.Tensor:
+  """The tensor whose memory this one is."""
+  while tensor.op.type.startswith(_ALIASES) and tensor.op.inputs:
+    tensor = tensor.op.inputs[min(tensor.value_index, len(tensor.op.inputs) - 1)]
+  return tensor
+
+
+def _spec(value: Any) -> tf.TensorSpec:
+  """Of a tensor or variable; of one example if it is not known of how many."""
+  shape = [1 if size is None else size for size in tf.TensorShape(value.shape)]
+  return tf.TensorSpec(shape, value.dtype)
+
+
+def _placeholder(spec: tf.TensorSpec) -> tf.Tensor:
+  return tf.compat.v1.placeholder(spec.dtype, spec.shape)
+
+
+def _bytes(tensor: Any) -> int:
+  return _size(tensor) * tensor.dtype.size
+
+
+def _size(tensor: Any) -> int:
+  """How many numbers it has, 0 if that is unknown."""
+  return tensor.shape.num_elements() or 0
