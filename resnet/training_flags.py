@@ -14,11 +14,10 @@ from resnet.configs.config_factory import config_names
 from resnet.experiments.experiment import Experiment
 from resnet.original.config_file import load_config
 from resnet.utils.errors import UserError
-from resnet.utils.quantities import define_bytes
 
 # Flags that need not be given again, since they choose the experiment or are fields of its configuration.
 _SAVED = {"id", "restore", "model", "config", "dataset", "validation", "override", "max_num_steps"}
-_FIELDS = ("dtype", "kept_units", "activation_memory", "num_pass", "jit")
+_FIELDS = ("dtype", "activation_memory", "num_pass", "jit")
 
 
 def define_training_flags(dataset: str, results: str, gpus_by_default: str) -> None:
@@ -54,16 +53,11 @@ def define_training_flags(dataset: str, results: str, gpus_by_default: str) -> N
     "What the residual functions compute in; streams and weights are float32. Default: the configuration's.",
   )
   flags.DEFINE_string(
-    "kept_units",
-    None,
-    "Of a RevNet: how much of its forward pass it keeps for its backward pass, to save time. N: so "
-    "many steps, from 0 to three for each unit, in each of which a unit keeps its streams, its convolutions' "
-    "outputs, or everything. all: all of them. auto: as many as need no more than 1.75 times the memory of 0. "
-    "Default: the configuration's.",
-  )
-  define_bytes(
     "activation_memory",
-    "Instead of --kept_units: as many as fit when the activations take this memory of each device, e.g. 2GB.",
+    None,
+    "Of a RevNet: the memory that its activations may take to save time. least: all are rebuilt. auto: up to "
+    "1.75 times the memory of least. all: all are stored. An amount such as 2GB: as many are stored as fit so "
+    "much of each device. Default: the configuration's.",
   )
   flags.DEFINE_bool(
     "jit", None, "Compile forward and backward pass by XLA. Default: a new experiment does not."
@@ -101,8 +95,6 @@ def choose_experiment(
   given = {field: values[field].value for field in _FIELDS if field in values}
   overrides = [f"{field}={_json(value)}" for field, value in given.items() if value is not None]
   overrides += values.override
-  if values.activation_memory is not None and any(change.startswith("kept_units=") for change in overrides):
-    raise UserError("--activation_memory chooses the kept units; give it or --kept_units, not both")
   if any(change.startswith("num_replicas=") for change in overrides):
     raise UserError(
       "num_replicas is no choice: it is the number of devices that --num_gpu and the machines give"
@@ -129,8 +121,8 @@ def choose_experiment(
   if dataset is not None:
     fields["num_classes"] = NUM_CLASSES[dataset]
   config = override_config(dataclasses.replace(config, **fields), overrides)
-  if values.kept_units is not None and not config.manual_gradients:
-    raise UserError(f"--kept_units needs a RevNet with manual_gradients, which {config.name} is not")
+  if values.activation_memory not in (None, "auto") and not config.manual_gradients:
+    raise UserError(f"--activation_memory needs a RevNet with manual_gradients, which {config.name} is not")
   if values.monitor_reconstruction and config.model_class != "revnet":
     raise UserError(f"--monitor_reconstruction needs a RevNet; {config.name} rebuilds nothing")
   name = values.id if values.id is not None else new_id(config.dataset, config.name)

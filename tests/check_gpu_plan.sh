@@ -14,10 +14,10 @@ for python in "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[2-9]*/bin/python; do
   [ ! -x "$python" ] || newest=$python
 done
 plan --install ${newest:+--python "$newest"}
-plan --model revnet-38 --filters 8,8,16,32 --batch 100 --units 3,9,18 --mode unrolled,while_loop --kept_units auto \
+plan --model revnet-38 --filters 8,8,16,32 --batch 100 --units 3,9,18 --mode unrolled,while_loop \
   --json "$folder/small.json"
 plan --model revnet-38 --filters 8,8,16,32 --batch 100 --units 3 --mode ordinary --json "$folder/ordinary.json"
-plan --model revnet-104 --batch 64 --mode unrolled --kept_units 0,auto --json "$folder/104.json"
+plan --model revnet-104 --batch 64 --mode unrolled --activation_memory least,auto --json "$folder/104.json"
 python - "$folder" << 'END'
 import json
 import sys

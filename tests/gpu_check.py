@@ -34,9 +34,9 @@ Settings = dict[str, Any]  # A case: "do" says what is done, the others are argu
 MODES = (
   ("ordinary", "auto"),
   ("unrolled", "auto"),
-  ("unrolled", "0"),
+  ("unrolled", "least"),
   ("while_loop", "auto"),
-)  # mode, kept_units
+)  # mode, activation_memory
 HALF = "mixed_bfloat16"
 MEASURED_STEPS = 10
 START = time.monotonic()
@@ -47,7 +47,7 @@ def step_cases(
 ) -> list[Settings]:
   """The training step of a network in every mode; units None: as many as its configuration says."""
   case = {"do": "step", "model": model, "batch": batch, "units": units, "dtype": dtype, "jit": jit}
-  return [{**case, "mode": mode, "kept_units": kept_units} for mode, kept_units in MODES]
+  return [{**case, "mode": mode, "activation_memory": memory} for mode, memory in MODES]
 
 
 def make_waves(small: bool) -> dict[str, list[Settings]]:

@@ -102,24 +102,24 @@ def test_picture_of_any_rows(results, tmp_path):
   assert (tmp_path / "picture.png").read_bytes().startswith(PNG)
 
 
-def by_setting(kept_units, batch, steps, peak_mb):
+def by_setting(memory, batch, steps, peak_mb):
   return Result(
-    Case("revnet-110", "unrolled", batch, (9, 9, 9), kept_units=kept_units), 5.0, steps, int(peak_mb * 1e6)
+    Case("revnet-110", "unrolled", batch, (9, 9, 9), activation_memory=memory), 5.0, steps, int(peak_mb * 1e6)
   )
 
 
 def test_settings_of_the_dial_are_compared_with_ordinary_backprop_and_drawn(tmp_path):
   results = [made_up("ordinary", 100, [1.0, 2.0], 1400), made_up("ordinary", 300, [3.0, 4.0], 3400)]
-  for kept_units, peak in (("0", 650), ("18", 900), ("auto", 700)):
+  for memory, peak in (("least", 650), ("2GB", 900), ("auto", 700)):
     results += [
-      by_setting(kept_units, 100, [1.2, 2.2], peak),
-      by_setting(kept_units, 300, [3.2, 4.2], 3 * peak),
+      by_setting(memory, 100, [1.2, 2.2], peak),
+      by_setting(memory, 300, [3.2, 4.2], 3 * peak),
     ]
   rows = summarize(results)
   assert [row["ratio_to_ordinary"] is None for row in rows] == [False] * 8
   assert rows[4]["ratio_to_ordinary"]["max"] == pytest.approx(1.2)
-  assert rows[4]["mb_per_image"] == pytest.approx(9)
-  assert "revnet-110  unrolled 18" in table(rows)
+  assert [row["mb_per_image"] for row in rows[2::2]] == pytest.approx([6.5, None, 7])  # An amount has none.
+  assert "revnet-110  unrolled 2GB" in table(rows)
   plot(rows, "machine", tmp_path / "dial.png")
   assert (tmp_path / "dial.png").read_bytes().startswith(PNG)
 
@@ -216,9 +216,9 @@ def test_cases():
   ]
   assert of_model("resnet-32") == [(units, batch, "ordinary") for units in "539" for batch in (10, 20)]
   assert "-" in of_model("revnet-104")[0][0]  # Its own stages differ.
-  cases = benchmark.make_cases(["revnet-110"], ["ordinary", "unrolled"], [10], [9], ["0", "all"])
-  assert [case.mode_text for case in cases] == ["ordinary", "unrolled 0", "unrolled all"]
-  assert [config_of(case).kept_units for case in cases] == ["auto", "0", "all"]
+  cases = benchmark.make_cases(["revnet-110"], ["ordinary", "unrolled"], [10], [9], ["least", "all"])
+  assert [case.mode_text for case in cases] == ["ordinary", "unrolled least", "unrolled all"]
+  assert [config_of(case).activation_memory for case in cases] == ["auto", "least", "all"]
 
 
 @pytest.mark.parametrize(
@@ -234,8 +234,8 @@ def test_cases():
     (["--batch=10,many"], "--batch must be whole numbers of at least 1, got '10,many'"),
     (["--units=-1"], "--units must be whole numbers of at least 0"),
     (["--rounds=0"], "--rounds"),
-    (["--kept_units=auto,82"], "kept_units must be auto, all, or a number from 0 to 81"),
-    (["--memory=much"], "--memory=much: it must be a number and one of kB, MB"),
+    (["--activation_memory=auto,82"], "activation_memory must be least, auto, all, or an amount"),
+    (["--memory=much"], "--memory=much: it must be a number and one of B, kB, MB"),
     (["--output=/nowhere/out"], "--output is in /nowhere, which is not a folder"),
   ],
 )

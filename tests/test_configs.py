@@ -79,13 +79,21 @@ def test_an_unknown_model_is_refused_with_the_list_of_models():
     ({"base_learn_rate": -0.1}, "base_learn_rate and lr_list must not be negative, got -0.1"),
     ({"lr_list": (0.1, -0.2)}, "got -0.2"),
     ({"wd": -1.0}, "wd must not be negative"),
-    (
-      {"kept_units": "82"},
-      "kept_units must be auto, all, or a number from 0 to 27, three for each of the 9 units; got '82'",
+    *(
+      (
+        {"activation_memory": amount},
+        f"activation_memory must be least, auto, all, or an amount of memory such as 2GB; got '{amount}'",
+      )
+      for amount in ("most", "", "2", "0GB", "0.4B", "-1GB", "nanGB", "9" * 400 + "GB")
     ),
-    ({"kept_units": "-1"}, "kept_units must be auto, all, or a number"),
-    ({"kept_units": 3.5}, "kept_units must be a word, got 3.5"),
-    ({"kept_units": "3", "chain": "while_loop"}, "kept_units must be auto or 0 with chain while_loop"),
+    ({"activation_memory": 2e9}, "activation_memory must be a word, got 2000000000.0"),
+    *(
+      (
+        {"activation_memory": memory, "chain": "while_loop"},
+        f"activation_memory must be least or auto with chain while_loop, which keeps nothing; got {memory}",
+      )
+      for memory in ("all", "2GB")
+    ),
     ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
     ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ({"batch_size": 1.5}, "batch_size must be a whole number, at most 2147483647, got 1.5"),
@@ -123,13 +131,29 @@ def test_impossible_values_are_refused(fields, message):
     dataclasses.replace(get_config("revnet-38"), **fields)
 
 
+@pytest.mark.parametrize(
+  ("memory", "keep"),
+  [
+    ("least", "least"),
+    ("auto", "auto"),
+    ("all", "all"),
+    ("2GB", 2e9),
+    ("1.5 KiB", 1536),
+    ("1.1gb", 1_100_000_000),
+    ("7B", 7),
+  ],
+)
+def test_activation_memory_is_a_word_or_bytes(memory, keep):
+  assert override_config(get_config("revnet-38"), [f"activation_memory={memory}"]).keep == keep
+
+
 def test_configs_survive_json(tmp_path):
   for name in [*CIFAR, *IMAGENET, "resnet-test", "revnet-test", "revnet-btl-test"]:
     save_config(get_config(name), tmp_path / "conf.json")
     assert get_config_from_json(tmp_path / "conf.json") == get_config(name)
 
 
-NEW = ("grid_bits", "kept_units", "activation_memory", "num_replicas", "num_pass", "jit")  # since version 0.1
+NEW = ("grid_bits", "activation_memory", "num_replicas", "num_pass", "jit")  # since version 0.1
 
 
 @pytest.mark.parametrize(
@@ -154,8 +178,37 @@ def test_a_json_config_of_version_0_1_loads(tmp_path):
 
 
 @pytest.mark.parametrize(
+  ("fields", "keep"),
+  [
+    ({"kept_units": "0"}, "least"),
+    ({"kept_units": 0}, "least"),
+    ({"kept_units": "0", "chain": "while_loop"}, "least"),
+    ({"kept_units": "all"}, "all"),
+    ({"kept_units": "auto"}, "auto"),
+    ({"kept_units": "38"}, "auto"),
+    ({"kept_units": 3}, "auto"),
+    ({"kept_units": "0", "activation_memory": 0.0}, "least"),
+    ({"kept_units": "auto", "activation_memory": 2e9}, 2e9),
+    ({"kept_units": "all", "activation_memory": 1536}, 1536),
+    ({"activation_memory": 0}, "auto"),
+    ({"activation_memory": "least"}, "least"),
+  ],
+)
+def test_what_an_earlier_config_keeps(tmp_path, fields, keep):
+  saved = {**dataclasses.asdict(get_config("revnet-38")), **fields}
+  if "activation_memory" not in fields:
+    del saved["activation_memory"]
+  (tmp_path / "conf.json").write_text(json.dumps(saved))
+  assert get_config_from_json(tmp_path / "conf.json").keep == keep
+
+
+@pytest.mark.parametrize(
   ("fields", "message"),
   [
+    ({"kept_units": "all"}, "unknown field 'kept_units'"),  # Beside today's activation_memory.
+    ({"kept_units": "many", "activation_memory": 0.0}, "kept_units must be auto, all or a number, got 'many'"),
+    ({"activation_memory": -1.0}, "activation_memory must be least, auto, all, or .* got '-1B'"),
+    ({"activation_memory": True}, "activation_memory must be a word, got True"),
     ({"optimizer": "adam"}, "optimizer must be 'mom', got 'adam'"),
     ({"lr_scheduler": None}, "lr_scheduler must be 'fixed', got None"),
   ],
@@ -199,6 +252,7 @@ def test_overrides_replace_fields():
   [
     ("batch_size", "override must be field=value, got 'batch_size'"),
     ("batchsize=3", "unknown field 'batchsize' .did you mean batch_size"),
+    ("kept_units=0", "unknown field 'kept_units'.*; allowed are name, dataset, .*activation_memory"),
     ("batch_size=many", "override of batch_size is not a JSON value: 'many'"),
     ("batch_size=" + "9" * 5000, "override of batch_size is not a JSON value: '999"),
     ("height=" + "[" * 10**5, "override of height is not a JSON value"),

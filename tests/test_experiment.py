@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from helpers import fresh_flags
 
-from resnet.configs import get_config, get_config_from_json, save_config
+from resnet.configs import get_config, get_config_from_json
 from resnet.experiments.experiment import Experiment
 from resnet.training_flags import choose_experiment, define_training_flags, new_id
 from resnet.utils.errors import UserError
@@ -63,17 +63,14 @@ def test_flags_that_contradict_the_experiment_are_refused(tmp_path, arguments, m
     opened(tmp_path, *arguments)
 
 
-def test_fields_have_flags_and_what_is_kept_is_said_one_way(tmp_path):
+def test_fields_have_flags(tmp_path):
   fields = ["--id=x", "--model=revnet-38", "--jit", "--activation_memory=2GB"]
   _, config = opened(tmp_path, *fields)
-  assert (config.jit, config.activation_memory, config.kept_units) == (True, 2e9, "auto")
+  assert (config.jit, config.activation_memory) == (True, "2GB")
   experiment(tmp_path).create(config)
   assert opened(tmp_path, "--restore", "--id=x")[1] == config
-  _, config = opened(tmp_path, "--restore", "--id=x", "--kept_units=3", "--nojit")
-  assert (config.jit, config.activation_memory, config.kept_units) == (False, 0, "3")
-  save_config(config, experiment(tmp_path).config_file)
-  _, config = opened(tmp_path, "--restore", "--id=x", "--activation_memory=1MB")
-  assert (config.activation_memory, config.kept_units) == (1e6, "auto")
+  _, config = opened(tmp_path, "--restore", "--id=x", "--activation_memory=least", "--nojit")
+  assert (config.jit, config.activation_memory) == (False, "least")
 
 
 def test_the_next_command_has_the_flags_that_no_configuration_has(tmp_path):

@@ -31,7 +31,7 @@ def run_wave(tmp_path, monkeypatch, capsys):
 
 
 def test_a_step_in_a_process_of_its_own(run_wave):
-  case = {"do": "step", **STEP, "mode": "unrolled", "kept_units": "0"}
+  case = {"do": "step", **STEP, "mode": "unrolled", "activation_memory": "least"}
   (line,) = run_wave([case], 300)
   assert (line["wave"], line["case"]) == ("some-0", case)
   times = line["result"]["step_ms"]

@@ -196,7 +196,7 @@ def test_a_loss_scale_leaves_gradients_as_they_are():
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-13), ("float32", 1e-5)])
 def test_reconstruction_errors_are_those_of_the_stages(dtype, tolerance, monkeypatch):
-  model = make_model("revnet-test", dtype, num_residual_units=(3, 5), kept_units="0")
+  model = make_model("revnet-test", dtype, num_residual_units=(3, 5), activation_memory="least")
   images, _ = make_batch(model)
   before = values(model.variables)
   errors = model.reconstruction_errors(images).numpy()

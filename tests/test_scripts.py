@@ -134,12 +134,15 @@ def test_a_mistake_is_one_line_in_a_process_of_its_own(tmp_path):
     (["--id=there"], "experiment there exists in results/cifar; continue it with --restore"),
     (["--num_gpu=2"], "--num_gpu is 2, but 0 GPUs are visible to TensorFlow"),
     (["--num_gpu=-1"], "flag --num_gpu=-1"),
-    (["--kept_units=many"], "kept_units must be auto, all, or a number from 0 to 45"),
-    (["--activation_memory=2"], "--activation_memory=2: it must be a number and one of kB, MB, GB"),
-    (["--activation_memory=1MB", "--model=revnet-38"], "--activation_memory must be at least 61 MB"),
-    (["--activation_memory=1GB", "--kept_units=2"], "give it or --kept_units, not both"),
-    (["--activation_memory=1GB", "--override=kept_units=2"], "give it or --kept_units, not both"),
-    (["--kept_units=2", "--model=resnet-32"], "--kept_units needs a RevNet with manual_gradients"),
+    (
+      ["--activation_memory=2"],
+      "activation_memory must be least, auto, all, or an amount of memory such as 2GB",
+    ),
+    (["--activation_memory=1MB", "--model=revnet-38"], "--activation_memory must be at least "),
+    (
+      ["--activation_memory=least", "--model=resnet-32"],
+      "--activation_memory needs a RevNet with manual_gradients",
+    ),
     (["--results=bad.json"], "cannot write to bad.json/"),
     (["--logs=bad.json"], "cannot write to bad.json/"),
     (

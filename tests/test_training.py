@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import math
 import re
 import signal
 
@@ -17,7 +18,6 @@ from resnet.data import EvaluationData, get_dataset
 from resnet.experiments.curves import read_curve
 from resnet.experiments.experiment import Experiment
 from resnet.models import RevNet, get_model
-from resnet.models.storage import activation_bytes
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.evaluate import make_evaluate
 from resnet.training.loss_scale import INITIAL_LOSS_SCALE
@@ -319,11 +319,11 @@ def two_halves(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-  ("devices", "num_pass", "kept_units"), [(2, 1, "auto"), (1, 2, "auto"), (2, 1, "6"), (1, 2, "all")]
+  ("devices", "num_pass", "memory"), [(2, 1, "auto"), (1, 2, "auto"), (2, 1, "1.8MB"), (1, 2, "all")]
 )
-def test_replicas_and_passes_train_as_parts_of_the_batch(two_halves, tmp_path, devices, num_pass, kept_units):
+def test_replicas_and_passes_train_as_parts_of_the_batch(two_halves, tmp_path, devices, num_pass, memory):
   strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(devices)])
-  config = dataclasses.replace(CONFIG, max_train_iter=3, kept_units=kept_units, num_pass=num_pass)
+  config = dataclasses.replace(CONFIG, max_train_iter=3, activation_memory=memory, num_pass=num_pass)
   experiment, _ = run(tmp_path, "e", config=config, strategy=strategy)
   model, optimizer = built(config)
   Checkpoints(experiment.folder, model, optimizer).restore(3)
@@ -331,21 +331,22 @@ def test_replicas_and_passes_train_as_parts_of_the_batch(two_halves, tmp_path, d
     np.testing.assert_allclose(ours, expected, rtol=2e-3, atol=2e-5, err_msg=expected.path)
 
 
-def test_a_run_keeps_what_fits_the_memory_of_a_pass(tmp_path, capfd, monkeypatch):
-  networks = []
+def test_the_memory_of_the_images_of_a_pass_must_be_there(tmp_path, capfd):
+  least = get_model(CONFIG).activation_plan(5).least
+  config = dataclasses.replace(CONFIG, max_train_iter=1, num_pass=2, activation_memory=f"{least - 1:.0f}B")
+  message = f"must be at least {math.ceil(least / 1e6)} MB, which 5 images .* got {config.activation_memory}"
+  with pytest.raises(UserError, match=message):
+    run(tmp_path, "e", config)
+  assert not (tmp_path / "results").exists()
 
-  def get_model_seen(config):
-    networks.append(config)
-    return get_model(config)
+  config = dataclasses.replace(config, activation_memory=f"{least:.0f}B")
+  experiment, _ = run(tmp_path, "e", config)
+  plan = get_model(config).activation_plan(5)
+  assert f"{plan}, for the 5 images that a device takes at a time" in capfd.readouterr().out
+  assert experiment.load_config() == dataclasses.replace(config, num_replicas=1)
 
-  monkeypatch.setattr("resnet.training.train_loop.get_model", get_model_seen)
-  config = dataclasses.replace(CONFIG, max_train_iter=1, num_pass=2, activation_memory=1.8e6)
-  experiment, _ = run(tmp_path, "e", config=config)
-  (network,) = networks
-  kept = int(network.kept_units)
-  assert 5 * activation_bytes(CONFIG, kept) <= 1.8e6 < 5 * activation_bytes(CONFIG, kept + 1)
-  assert " for the 5 images that a device takes at a time" in capfd.readouterr().out
-  assert experiment.load_config().activation_memory == 1.8e6, "on other devices it is fitted anew"
+  ordinary = dataclasses.replace(config, manual_gradients=False, activation_memory="1B")
+  run(tmp_path, "o", ordinary)  # It chooses nothing.
 
 
 def test_passes_that_do_not_divide_the_batch_are_refused(tmp_path):

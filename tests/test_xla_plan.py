@@ -89,18 +89,18 @@ def test_the_table(run, capsys, tmp_path):
     "--batch=4",
     "--units=2,3",
     "--mode=unrolled",
-    "--kept_units=0,auto",
+    "--activation_memory=least,auto",
     "--peak=3",
     f"--json={file}",
   )
   lines = capsys.readouterr().out.splitlines()
-  assert lines[0] == "revnet-38 unrolled 0, batch 4, 2 units a stage, float32: 12.0 MB, 3.00 MB an example"
+  assert lines[0] == "revnet-38 unrolled least, batch 4, 2 units a stage, float32: 12.0 MB, 3.00 MB an example"
   assert lines[1:3] == ["    2 x      3.0 MB  f32[2]  a, b", "    1 x      1.0 MB  f32[1]  c"]
   rows = json.loads(file.read_text(encoding="utf-8"))
-  assert [(row["units"][0], row["kept_units"]) for row in rows] == [
-    (2, "0"),
+  assert [(row["units"][0], row["activation_memory"]) for row in rows] == [
+    (2, "least"),
     (2, "auto"),
-    (3, "0"),
+    (3, "least"),
     (3, "auto"),
   ]
   assert "3 units a stage" in rows[-1]["program"]

@@ -8,6 +8,7 @@ import types
 import typing
 
 from resnet.utils.errors import UserError
+from resnet.utils.quantities import parse_bytes
 
 NUM_CLASSES = {
   "cifar-10": 10,
@@ -19,6 +20,7 @@ NUM_CLASSES = {
 MODEL_CLASSES = ("resnet", "revnet")
 PREPROCESSORS = ("cifar", "inception", "vgg")
 CHAINS = ("unrolled", "while_loop")
+ACTIVATION_MEMORY = ("least", "auto", "all")  # or an amount
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16", "float64")
 
 # A bottleneck unit's 1x1, 3x3, 1x1 convolutions work at a quarter of its output width; the configured
@@ -47,6 +49,8 @@ class Config:
     >>> config = get_config("revnet-38")
     >>> config.height, config.width, config.num_channel
     (32, 32, 3)
+    >>> override_config(config, ["activation_memory=2GB"]).keep
+    2000000000.0
   """
 
   name: str  # of the model, as in --model
@@ -66,9 +70,8 @@ class Config:
   init_max_pool: bool  # 3x3 max pool of stride 2 after the stem
   manual_gradients: bool  # rebuild activations in the backward pass instead of storing them
   chain: str  # form of the manual gradients, see resnet/reversible/chain.py
-  kept_units: str = "auto"  # what manual gradients keep to save time, see resnet/models/storage.py
+  activation_memory: str = "auto"  # of each device, to rebuild less: least, auto, all, or an amount such as 2GB
   grid_bits: int = 0  # 14, say, rebuilds to the last bit, see ReversibleChain; 0: no grid, as in version 0.1
-  activation_memory: float = 0.0  # bytes of each device: keeps what fits them; 0: kept_units says what is kept
   dtype: str  # Keras' dtype policy of the residual functions; streams are float32, or float64 with float64
   # Training.
   batch_size: int  # of one update, over all replicas
@@ -96,7 +99,7 @@ class Config:
     _check_numbers(self)
     _check_stages(self)
     _check_widths(self)
-    _check_kept_units(self)
+    _check_activation_memory(self)
 
   @property
   def unit_filters(self) -> tuple[int, ...]:
@@ -105,16 +108,15 @@ class Config:
     return (self.filters[0], *(factor * filters for filters in self.filters[1:]))
 
   @property
-  def most_kept_units(self) -> int:
-    """The steps that kept_units "all" stands for, three for each unit (see resnet/models/storage.py)."""
-    return 3 * sum(self.num_residual_units)
+  def keep(self) -> str | float:
+    """activation_memory as `resnet.reversible.Rebuild` takes it: "least", "auto", "all", or bytes."""
+    memory = self.activation_memory
+    return memory if memory in ACTIVATION_MEMORY else parse_bytes(memory)
 
 
 def _checked(field: dataclasses.Field, value: object) -> object:
   """`value` as the field's declared type: lists become tuples, whole numbers become floats."""
   declared = field.type
-  if field.name == "kept_units" and type(value) is int:
-    value = str(value)
   if isinstance(declared, types.GenericAlias):
     item_type = typing.get_args(declared)[0]
     if isinstance(value, list | tuple) and all(_is_a(item_type, item) for item in value):
@@ -173,7 +175,7 @@ def _check_numbers(config: Config) -> None:
     raise UserError(f"seed must be in [0, 2**31), got {config.seed}")
   if not 0 <= config.grid_bits < 24:
     raise UserError(f"grid_bits must be in [0, 24), got {config.grid_bits}")
-  for name in ("wd", "activation_memory", "num_replicas"):
+  for name in ("wd", "num_replicas"):
     if getattr(config, name) < 0:
       raise UserError(f"{name} must not be negative, got {getattr(config, name)}")
   for rate in (config.base_learn_rate, *config.lr_list):
@@ -233,21 +235,19 @@ def _check_widths(config: Config) -> None:
     height, width = height // stride, width // stride
 
 
-def _check_kept_units(config: Config) -> None:
-  kept, most = config.kept_units, config.most_kept_units
-  if kept == "auto":
-    return
-  if config.activation_memory:
+def _check_activation_memory(config: Config) -> None:
+  try:
+    keep = config.keep
+  except ValueError as error:
     raise UserError(
-      f"kept_units must be auto where activation_memory is given, which chooses them; got {kept!r}"
-    )
-  if kept != "all" and not (kept.isdecimal() and len(kept) < 10 and int(kept) <= most):
+      f"activation_memory must be {', '.join(ACTIVATION_MEMORY)}, or an amount of memory such as 2GB; "
+      f"got {config.activation_memory!r}"
+    ) from error
+  if config.chain == "while_loop" and keep not in ("least", "auto"):
     raise UserError(
-      f"kept_units must be auto, all, or a number from 0 to {most}, three for each of the {most // 3} units; "
-      f"got {kept!r}"
+      "activation_memory must be least or auto with chain while_loop, which keeps nothing; "
+      f"got {config.activation_memory}"
     )
-  if config.chain == "while_loop" and kept != "0":
-    raise UserError(f"kept_units must be auto or 0 with chain while_loop, which keeps nothing; got {kept}")
 
 
 def stem_size(config: Config, size: int) -> int:

@@ -95,6 +95,7 @@ def config_from_fields(fields: Mapping[str, Any]) -> Config:
   fields = {name: value for name, value in fields.items() if name not in _FORMER_FIELDS}
   if fields.get("chain") == "auto":  # In version 0.1, always the unrolled one.
     fields["chain"] = "unrolled"
+  _replace_kept_units(fields)
   for name in fields:
     _require_field(name)
   needed = [field.name for field in dataclasses.fields(Config) if field.default is dataclasses.MISSING]
@@ -102,6 +103,21 @@ def config_from_fields(fields: Mapping[str, Any]) -> Config:
   if missing:
     raise UserError(f"missing field {', '.join(missing)}")
   return Config(**fields)
+
+
+def _replace_kept_units(fields: dict[str, Any]) -> None:
+  """Turns kept_units, and activation_memory as bytes, into today's activation_memory.
+
+  Where activation_memory was not 0, it chose; otherwise kept_units did: all, auto, or a number of steps, of
+  which 0 alone has a name today.
+  """
+  memory, kept = fields.get("activation_memory", 0), str(fields.get("kept_units", "auto"))
+  if type(memory) not in (int, float):
+    return
+  if kept not in ("auto", "all") and not kept.isdecimal():
+    raise UserError(f"kept_units must be auto, all or a number, got {kept!r}")
+  fields.pop("kept_units", None)
+  fields["activation_memory"] = f"{memory:.0f}B" if memory else {"0": "least", "all": "all"}.get(kept, "auto")
 
 
 @contextlib.contextmanager
@@ -152,11 +168,6 @@ def override_config(config: Config, overrides: Iterable[str]) -> Config:
     _require_field(name)
     current = getattr(config, name)
     changes[name] = text if isinstance(current, str) else _parse(name, text, isinstance(current, tuple))
-  # Two ways to say what is kept: the one that is given replaces the other.
-  if "kept_units" in changes:
-    changes.setdefault("activation_memory", 0.0)
-  elif changes.get("activation_memory"):
-    changes["kept_units"] = "auto"
   return dataclasses.replace(config, **changes)
 
 

@@ -10,7 +10,6 @@ import tensorflow as tf
 
 from resnet.configs.config import Config
 from resnet.experiments.experiment import Experiment
-from resnet.models.storage import describe
 from resnet.training.checkpoint import Checkpoints
 from resnet.utils.quantities import show_bytes
 
@@ -32,7 +31,8 @@ def announcement(
     f"{experiment.logs_folder}",
   ]
   if config.manual_gradients:
-    lines.append(describe(model.config, config.batch_size // config.num_replicas // config.num_pass))
+    images = config.batch_size // config.num_replicas // config.num_pass
+    lines.append(f"{model.activation_plan(images)}, for the {images} images that a device takes at a time")
   return "\n".join([*lines, schedule(config, start)])
 
 

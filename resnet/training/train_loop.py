@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import keras
@@ -13,7 +14,6 @@ from resnet.experiments.experiment import Experiment
 from resnet.experiments.lock import locked
 from resnet.experiments.logger import ExperimentLogger
 from resnet.models import get_model
-from resnet.models.storage import fit_memory
 from resnet.training.announcement import announcement, changes_since_last_run, space
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.evaluate import make_evaluate
@@ -75,8 +75,8 @@ def train(
 
   Raises:
     UserError: the experiment has checkpoints (or none, to continue from), another process writes to it, the
-      batch cannot be split, activation_memory is too little or for a network that cannot choose, data is
-      damaged, training has diverged, another machine is lost, or the last save fails.
+      batch cannot be split, activation_memory is too little, data is damaged, training has diverged, another
+      machine is lost, or the last save fails.
     SystemExit: Ctrl-C or SIGTERM came; the checkpoint has been written.
   """
   run = _Run(config, experiment, strategy, options)
@@ -125,10 +125,12 @@ class _Run:
     self._experiment = experiment
     self._strategy = strategy
     self._options = options
+    images = _images_at_a_time(self.config)
     with strategy.scope():
       keras.utils.set_random_seed(config.seed)
-      self.model = get_model(_with_memory_used(self.config))
+      self.model = get_model(self.config)
       self.optimizer = make_optimizer(config, self.model)
+    _require_memory(self.config, self.model, images)
     self._checkpoints = Checkpoints(experiment.folder, self.model, self.optimizer, writes=self.chief)
 
   def open(self, train_data: Dataset) -> int:
@@ -173,19 +175,29 @@ class _Run:
     return Saver(self._checkpoints, self.config, self._experiment, restored, keep, loss_scale)
 
 
-def _with_memory_used(config: Config) -> Config:
-  """`config`, its kept_units such that the activations of a pass take config.activation_memory.
+def _images_at_a_time(config: Config) -> int:
+  """How many images go through the network of a replica together.
 
   Raises:
-    UserError: the batch cannot be split, the memory is too little, or the network cannot choose.
+    UserError: the passes do not divide the batch.
   """
   per_replica = config.batch_size // config.num_replicas
   if per_replica % config.num_pass:
     raise UserError(f"--num_pass must divide the {per_replica} images of a replica, got {config.num_pass}")
-  if not config.activation_memory:
-    return config
-  memory, images = config.activation_memory, per_replica // config.num_pass
-  return fit_memory(dataclasses.replace(config, activation_memory=0.0), memory, images)
+  return per_replica // config.num_pass
+
+
+def _require_memory(config: Config, model: keras.Model, images: int) -> None:
+  """Raises a UserError if so many images at a time need more than config.activation_memory, an amount."""
+  if not config.manual_gradients or isinstance(config.keep, str):
+    return
+  least = model.activation_plan(images).least
+  if least > config.keep:
+    raise UserError(
+      f"--activation_memory must be at least {math.ceil(least / 1e6)} MB, which {images} images of "
+      f"{config.name} need if all is rebuilt; got {config.activation_memory}. "
+      "Lower batch_size, or use more GPUs"
+    )
 
 
 def _take_steps(

@@ -1,13 +1,13 @@
 """Time and memory of training steps, by the way in which gradients are computed.
 
 python -m resnet.tools.benchmark --model revnet-110 --batch 100,300 --units 3,9,18 --output benchmark
-python -m resnet.tools.benchmark --mode ordinary,recompute,unrolled --batch 100,300 --kept_units 0,auto,38,all
+python -m resnet.tools.benchmark --mode ordinary,unrolled --batch 100,300 --activation_memory least,auto,all
 python -m resnet.tools.benchmark --model revnet-104 --mode ordinary,unrolled --memory 4GB
 
 - ordinary: backpropagation that stores all activations.
 - recompute: every unit keeps its input and runs again in the backward pass.
-- unrolled, while_loop: the reversible chain in its two forms, see resnet/reversible/chain.py. With --kept_units
-  the unrolled form is measured at each of these settings, see resnet/models/storage.py.
+- unrolled, while_loop: the reversible chain in its two forms, see resnet/reversible/chain.py. With
+  --activation_memory the unrolled form is measured at each of these settings.
 - exact: unrolled, with activations on a grid (grid_bits=14), which is to be asked for by --mode.
 
 With --memory it finds the largest batch whose training step stays within that memory, for each mode.
@@ -51,7 +51,7 @@ def define_flags() -> None:
   )
   flags.DEFINE_list("batch", ["100"], "Images of a step. Memory per image needs two sizes, e.g. 100,300.")
   flags.DEFINE_list("units", ["0"], "Residual units of each stage, e.g. 3,9,18; 0: as many as the model has.")
-  flags.DEFINE_list("kept_units", ["auto"], "Settings of what mode unrolled keeps, as of the run scripts.")
+  flags.DEFINE_list("activation_memory", ["auto"], "Settings of mode unrolled, as of the run scripts.")
   define_bytes("memory", "Instead of --batch: find the largest batch of each mode in this memory, e.g. 8GB.")
   flags.DEFINE_enum("dtype", "float32", DTYPES, "As of the run scripts.")
   flags.DEFINE_bool("jit", False, "As of the run scripts.")
@@ -67,7 +67,8 @@ def main() -> None:
   if not folder.is_dir() or not os.access(folder, os.W_OK):
     raise UserError(f"--output is in {folder}, which is not a folder that can be written to")
   batches = [1] if FLAGS.memory is not None else _numbers("batch", FLAGS.batch, 1)
-  cases = make_cases(FLAGS.model, FLAGS.mode, batches, _numbers("units", FLAGS.units, 0), FLAGS.kept_units)
+  units = _numbers("units", FLAGS.units, 0)
+  cases = make_cases(FLAGS.model, FLAGS.mode, batches, units, FLAGS.activation_memory)
   cases = [dataclasses.replace(case, dtype=FLAGS.dtype, jit=FLAGS.jit) for case in cases]
   if FLAGS.memory is not None:
     results, machine = largest_batches(cases, FLAGS.memory, FLAGS.steps, FLAGS.rounds, FLAGS.starts)
@@ -97,7 +98,7 @@ def make_cases(
   modes: Sequence[str],
   batches: Sequence[int],
   units: Sequence[int],
-  kept_units: Sequence[str] = ("auto",),
+  activation_memory: Sequence[str] = ("auto",),
 ) -> list[Case]:
   """The cases of all models x units x batches x modes x settings of mode unrolled, in this order.
 
@@ -108,7 +109,7 @@ def make_cases(
     modes: of MODES.
     batches: images of a step.
     units: of each stage; 0 for as many as the model has.
-    kept_units: a configuration's, in mode unrolled.
+    activation_memory: a configuration's, in mode unrolled.
 
   Raises:
     UserError (a ValueError): a model, a mode or a setting is unknown, or no mode is left.
@@ -125,15 +126,15 @@ def make_cases(
     own = config.num_residual_units
     depths = [(number,) * len(own) if number else own for number in units]
     for depth in depths:
-      for kept in kept_units if "unrolled" in possible else ():
+      for memory in activation_memory if "unrolled" in possible else ():
         # Raises where the setting is impossible.
-        dataclasses.replace(config, num_residual_units=depth, chain="unrolled", kept_units=kept)
+        dataclasses.replace(config, num_residual_units=depth, chain="unrolled", activation_memory=memory)
     cases += [
-      Case(model, mode, batch, depth, kept_units=kept)
+      Case(model, mode, batch, depth, activation_memory=memory)
       for depth in depths
       for batch in batches
       for mode in possible
-      for kept in (kept_units if mode == "unrolled" else ["auto"])
+      for memory in (activation_memory if mode == "unrolled" else ["auto"])
     ]
   return list(dict.fromkeys(cases))
 

@@ -47,7 +47,7 @@ def measure(
   machine: dict[str, Any] = {"cpu": _cpu(), "cores": os.cpu_count(), "gpu": None, "tensorflow": None}
   groups: dict[Any, list[Result]] = {}
   for result in results:
-    key = in_turn(result.case) if in_turn else dataclasses.replace(result.case, mode="", kept_units="")
+    key = in_turn(result.case) if in_turn else dataclasses.replace(result.case, mode="", activation_memory="")
     groups.setdefault(key, []).append(result)
   for group, start in itertools.product(groups.values(), range(starts)):
     first = start % len(group)

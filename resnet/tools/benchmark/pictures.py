@@ -30,7 +30,7 @@ def plot(rows: Sequence[dict[str, Any]], title: str, path: str | os.PathLike, la
     ours = [row for row in rows if row["model"] == model]
     if largest:
       _draw_largest(part, model, ours)
-    elif len({row["kept_units"] for row in ours if row["mode"] == "unrolled"}) > 1:
+    elif len({row["activation_memory"] for row in ours if row["mode"] == "unrolled"}) > 1:
       _draw_dial(part.subplots(), model, ours)
     else:
       _draw_costs(part, model, ours)
@@ -80,7 +80,7 @@ def _draw_dial(axis, model, rows) -> None:
     axis.errorbar(x, y, yerr=spread, color=color, marker=marker, ecolor="0.7", capsize=2, label=mode)
     for row, *point in zip(group, x, y):
       if row["mode"] == "unrolled":
-        axis.annotate(row["kept_units"], point, xytext=(4, 6), textcoords="offset points", color=color)
+        axis.annotate(row["activation_memory"], point, xytext=(4, 6), textcoords="offset points", color=color)
   axis.set(
     title=f"{model}, by what is kept", xlabel=memory_label, ylabel=f"time per step of {batch} images, ms"
   )

@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from resnet.configs.config import ACTIVATION_MEMORY
+
 MODES = ("ordinary", "recompute", "unrolled", "while_loop", "exact")
 MB = 1e6  # bytes
 
@@ -19,12 +21,12 @@ class Case:
   units: tuple[int, ...]  # residual units of each stage
   dtype: str = "float32"  # a configuration's
   jit: bool = False  # compiled by XLA
-  kept_units: str = "auto"  # a configuration's, in mode unrolled
+  activation_memory: str = "auto"  # a configuration's, in mode unrolled
 
   @property
   def mode_text(self) -> str:
     """The mode, and what it keeps if that was chosen."""
-    return self.mode if self.kept_units == "auto" else f"{self.mode} {self.kept_units}"
+    return self.mode if self.activation_memory == "auto" else f"{self.mode} {self.activation_memory}"
 
   @property
   def units_text(self) -> str:
@@ -56,13 +58,14 @@ def summarize(results: Sequence[Result]) -> list[dict[str, Any]]:
     units.
 
   mb_per_image is the difference between the peaks of the largest and the smallest batch of the same model,
-  mode and units, over the difference of the batches: what does not grow with the batch cancels.
+  mode and units, over the difference of the batches: what does not grow with the batch cancels. Where
+  activation_memory is an amount, for any batch, there is none.
   """
   finished = {result.case: result for result in results if result.error is None}
   rows = []
   for result in results:
     case = result.case
-    ordinary = finished.get(dataclasses.replace(case, mode="ordinary", kept_units="auto"))
+    ordinary = finished.get(dataclasses.replace(case, mode="ordinary", activation_memory="auto"))
     done = case in finished
     step = _statistics(result.step_seconds)
     pairs = zip(result.step_seconds, ordinary.step_seconds, strict=True) if done and ordinary else ()
@@ -92,7 +95,7 @@ def _mb_per_image(case: Case, finished: dict[Case, Result]) -> float | None:
     for other, result in finished.items()
     if dataclasses.replace(other, batch=case.batch) == case and result.peak_bytes is not None
   }
-  if len(peaks) < 2:
+  if len(peaks) < 2 or case.activation_memory not in ACTIVATION_MEMORY:
     return None
   largest, smallest = max(peaks), min(peaks)
   return (peaks[largest] - peaks[smallest]) / MB / (largest - smallest)

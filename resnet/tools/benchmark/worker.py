@@ -59,7 +59,7 @@ def config_of(case: Case) -> Config:
     dtype=case.dtype,
     manual_gradients=case.mode != "ordinary",
     chain="while_loop" if case.mode == "while_loop" else "unrolled",
-    kept_units=case.kept_units,
+    activation_memory=case.activation_memory,
     grid_bits=14 if case.mode == "exact" else 0,
   )
 

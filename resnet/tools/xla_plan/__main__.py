@@ -1,7 +1,7 @@
 """The memory of compiled training steps on a GPU, as XLA plans it. It needs no GPU.
 
 python -m resnet.tools.xla_plan --install
-python -m resnet.tools.xla_plan --model revnet-104 --batch 64 --kept_units auto,0 --peak 8
+python -m resnet.tools.xla_plan --model revnet-104 --batch 64 --activation_memory auto,least --peak 8
 python -m resnet.tools.xla_plan --network examples/reversible_transformer.py:make_model \
   --arguments width=64,heads=4,rate=0.1 --units 10,40 --batch 64
 
@@ -48,7 +48,7 @@ def define_flags() -> None:
   flags.DEFINE_list("units", ["0"], "Units of each stage, or of --network, e.g. 3,9; 0: as many as it has.")
   flags.DEFINE_integer("batch", 64, "Examples of a step.", lower_bound=1)
   flags.DEFINE_list("mode", None, f"Of {', '.join(MODES)}; with --network of {', '.join(NETWORK_MODES)}.")
-  flags.DEFINE_list("kept_units", ["auto"], "Settings of what mode unrolled keeps, as of the run scripts.")
+  flags.DEFINE_list("activation_memory", ["auto"], "Settings of mode unrolled, as of the run scripts.")
   flags.DEFINE_list("dtype", ["float32"], f"Of {', '.join(DTYPES)}. Not of --network.")
   flags.DEFINE_list("filters", [], "Channels of the stem and of each stage; none: the model's.")
   flags.DEFINE_enum("gpu", "h100", environment.GPUS, "What to compile for.")
@@ -112,12 +112,18 @@ def _steps() -> Iterator[tuple[str, dict, Callable[[], bytes]]]:
       raise UserError(f"--dtype must be of {', '.join(DTYPES)}, got {dtype!r}")
     for number in units:
       for mode in modes:
-        for kept in FLAGS.kept_units if mode == "unrolled" else ["auto"]:
+        for memory in FLAGS.activation_memory if mode == "unrolled" else ["auto"]:
           stages = get_config(FLAGS.model).num_residual_units
           case = Case(
-            FLAGS.model, mode, FLAGS.batch, (number,) * len(stages) if number else stages, dtype, True, kept
+            FLAGS.model, mode, FLAGS.batch, (number,) * len(stages) if number else stages, dtype, True, memory
           )
-          fields = {"model": case.model, "units": case.units, "mode": mode, "kept_units": kept, "dtype": dtype}
+          fields = {
+            "model": case.model,
+            "units": case.units,
+            "mode": mode,
+            "activation_memory": memory,
+            "dtype": dtype,
+          }
           yield f"{case}, {dtype}", fields, functools.partial(_model_step, case, filters)
 
 
