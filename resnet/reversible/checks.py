@@ -76,13 +76,14 @@ def require_parts(name: str, coupling: keras.layers.Layer, parts: Sequence[Any])
       raise ValueError(f"{name} gives {part.dtype} numbers, which cannot change a stream; cast them to float")
 
 
-def require_shape(name: str, shape: tf.TensorShape, stream: tf.TensorShape) -> None:
-  """Raises ValueError if a function's output does not have the shape of `stream`, as far as both are known."""
-  if not tf.TensorShape(shape).is_compatible_with(stream):
-    raise ValueError(
-      f"{name} gives shape {tuple(shape)} to a stream of shape {tuple(stream)}; F maps x2 to the shape of x1, "
-      "G maps y1 to that of x2"
-    )
+def require_shapes(name: str, parts: Sequence[Any], shape: Any) -> None:
+  """Raises ValueError unless what a function gives has the shape of a stream, as far as both are known."""
+  for part in parts:
+    if not tf.TensorShape(part.shape).is_compatible_with(shape):
+      raise ValueError(
+        f"{name} gives shape {tuple(part.shape)} to a stream of shape {tuple(shape)}; F maps x2 to the shape of "
+        "x1, G maps y1 to that of x2"
+      )
 
 
 def build_layer(layer: keras.layers.Layer, shape: Any, dtype: str) -> Tensors | None:

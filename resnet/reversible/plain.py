@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from resnet.reversible.arguments import Call
-from resnet.reversible.checks import build_layer, require_parts, require_shape
+from resnet.reversible.checks import build_layer, require_parts, require_shapes
 from resnet.reversible.coupling import Coupling
 from resnet.reversible.grid import on_grid
 from resnet.reversible.invertible import Invertible
@@ -67,7 +67,8 @@ class CouplingStep:
     if not self.coupling.built:
       self.coupling.build(target)
     if outputs is not None:
-      self._require_fit(self.coupling(outputs), target)
+      require_parts(self.name, self.coupling, parts := self.coupling(outputs))
+      require_shapes(self.name, parts, self.coupling.changed_shape(target))
 
   def shapes_after(self, shapes: list) -> list:
     """The shapes of the streams after the step."""
@@ -86,18 +87,14 @@ class CouplingStep:
     target, source = streams[1 - self.source], streams[self.source]
     change = self.layer(with_mask(source, mask), **arguments)
     parts = [*self.coupling.parts(change)]
-    self._require_fit(parts, tuple(target.shape))
+    require_parts(self.name, self.coupling, parts)
     parts = [on_grid(tf.cast(part, target.dtype), self.grid_bits) for part in parts]
     return parts, mask_of_sum([keras_mask(part) for part in tf.nest.flatten(change)])
-
-  def _require_fit(self, parts: Sequence[Any], shape: tuple) -> None:
-    require_parts(self.name, self.coupling, parts)
-    for part in parts:
-      require_shape(self.name, part.shape, self.coupling.changed_shape(shape))
 
   def couple(self, streams: Streams, parts: Sequence[tf.Tensor]) -> Streams:
     """The streams after the step."""
     (target,), x = self.targets, streams[1 - self.source]
+    require_shapes(self.name, parts, self.coupling.changed_shape(tuple(x.shape)))
     y = self.coupling.couple(x, *parts)
     after = [*streams[:2], *(total + self.coupling.log_det(x, *parts) for total in streams[2:])]
     after[target] = y if self.coupling.invertible else on_grid(y, self.grid_bits)

@@ -15,6 +15,7 @@ Literature: activation or checkpoint policies; rematerialisation (Chen et al. 20
 Not known here: in which order a device runs what is free to run, and how its allocator divides memory.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -34,9 +35,9 @@ from resnet.reversible.step import StatelessStep
 AUTO = 1.75
 # What moving a byte between memory and processor costs, in multiplications. It ranks what is kept, no more.
 MULTIPLICATIONS_OF_A_BYTE = 10
-# Ops whose results are their inputs, and ops that cannot write to the memory of an input.
+# Ops whose results are their inputs, and ops whose inputs are multiplied with each other.
 _ALIASES = ("Identity", "StopGradient", "PreventGradient", "Reshape", "Squeeze", "ExpandDims", "XlaOpt")
-_PRODUCTS = ("Conv", "Depthwise", "MatMul", "BatchMatMul", "Einsum", "_Fused")
+_PRODUCTS = ("Conv", "Depthwise", "MatMul", "BatchMatMul", "Einsum")
 
 
 class Keep(NamedTuple):
@@ -47,8 +48,8 @@ class Keep(NamedTuple):
   everything: bool = False
 
 
-NOTHING = Keep()
-_CHOICES = (NOTHING, Keep(outputs=True), Keep(streams=True), Keep(True, True), Keep(everything=True))
+NOTHING, EVERYTHING = Keep(), Keep(everything=True)
+_STREAMS, _OUTPUTS, _BOTH = Keep(streams=True), Keep(outputs=True), Keep(streams=True, outputs=True)
 
 
 class ActivationPlan(NamedTuple):
@@ -107,7 +108,7 @@ def make_plan(
   while upgrades := [
     (saved / more, k, choice)
     for k, cost in enumerate(costs)
-    for choice in _CHOICES
+    for choice in cost
     if (more := cost[choice].kept - cost[kept[k]].kept) > 0
     and (saved := cost[kept[k]].operations - cost[choice].operations) > 0
   ]:
@@ -115,6 +116,9 @@ def make_plan(
     kept[k] = choice
     if (peak := _peak(kept, costs, after)) <= most:
       best, size = list(kept), peak
+  for k in range(len(steps) - 1)[::-1]:  # What costs nothing to store does not part what is stored.
+    if best[k + 1] == EVERYTHING and costs[k][EVERYTHING].kept <= costs[k][best[k]].kept:
+      best[k] = EVERYTHING
   return ActivationPlan(size, least, tuple(best))
 
 
@@ -137,25 +141,33 @@ def _costs(
   steps: Sequence[Step], call: Call, streams: Streams, masks: list[Mask], exact: bool
 ) -> tuple[list[dict[Keep, _Cost]], list[int]]:
   """Of each step its costs by what it keeps, and the bytes of the streams after it."""
-  found: dict[str, tuple[dict[Keep, _Cost], list[tf.TensorSpec]]] = {}
+  found: dict[str, dict[Keep, _Cost]] = {}
   costs, after = [], []
   specs = [_spec(stream) for stream in streams]
-  masks = [mask is not None and _spec(mask) for mask in masks]
+  masks = [None if mask is None else _spec(mask) for mask in masks]
   for k, step in enumerate(steps):
-    key = str((type(step), step.source, likeness(step.layers), specs, masks, k == 0))
+    mask = masks[step.source]
+    key = str((type(step), likeness(step.layers), specs[step.source], specs[1 - step.source], mask, k == 0))
     if key not in found:
-      of_step = {keep: _traced(step, keep, call, specs, masks[step.source], exact, k == 0) for keep in _CHOICES}
-      found[key] = {keep: cost for keep, (cost, _) in of_step.items()}, of_step[NOTHING][1]
-    here, specs = found[key]
-    costs.append(here)
-    after.append(sum(_bytes(spec) for spec in specs))
+      traced = functools.partial(_traced, step, call, specs, mask, exact, k == 0)
+      nothing, outputs = traced(NOTHING), traced(_OUTPUTS)
+      choices = {NOTHING: nothing, EVERYTHING: traced(EVERYTHING)}
+      if outputs.kept > nothing.kept:  # Layers within offer some.
+        choices |= {_OUTPUTS: outputs, _BOTH: traced(_BOTH)}
+      else:
+        choices |= {_STREAMS: traced(_STREAMS)}
+      found[key] = choices
+    costs.append(found[key])
+    shapes = step.shapes_after([tuple(spec.shape) for spec in specs[:2]])
+    specs = [*(tf.TensorSpec(shape, specs[0].dtype) for shape in shapes), *specs[2:]]
+    after.append(sum(map(_bytes, specs)))
   return costs, after
 
 
 def _traced(
-  step: Step, keep: Keep, call: Call, specs: list[tf.TensorSpec], mask: Any, exact: bool, is_first: bool
-) -> tuple[_Cost, list[tf.TensorSpec]]:
-  """What undoing the step costs if it keeps this, and the specs of the streams after it."""
+  step: Step, call: Call, specs: list[tf.TensorSpec], mask: Any, exact: bool, is_first: bool, keep: Keep
+) -> _Cost:
+  """What undoing the step costs if it keeps this."""
   with inspected(), scratch_graph() as graph:
     stateless = StatelessStep(step, call, keep_kinds(keep, exact), keep.streams, is_first)
     state, weights, context = (
@@ -175,10 +187,24 @@ def _traced(
       before, (d_before, d_weights, d_context) = [], tape.gradient(after, given, d_after)
     else:
       before, d_before, d_weights, d_context = stateless.undo(again, d_after, weights, residuals, context)
-    free = {id(_root(t)) for t in (*weights, *state, *context, *d_weights) if t is not None}
     results = [_root(t) for t in (*before, *d_before, *d_weights, *d_context) if t is not None]
+    free = _of_weights(graph, [*weights, *state], d_weights) | {id(_root(t)) for t in context}
     ops = _needed(results, graph.get_operations()[forward:])
-    return _cost(ops, results, free, {id(t) for t in (*again, *d_after)}), [_spec(stream) for stream in after]
+    return _cost(ops, results, free, passing={id(t) for t in (*again, *d_after)})
+
+
+def _of_weights(graph: tf.Graph, weights: list[tf.Tensor], d_weights: list[tf.Tensor | None]) -> set[int]:
+  """The ids of tensors that are no activations: what is made of weights alone, and weights' gradients."""
+  found = {id(weight) for weight in weights}
+  ops = graph.get_operations()
+  for op in ops:
+    if op.type != "Placeholder" and all(id(_root(tensor)) in found for tensor in op.inputs):
+      found.update(map(id, op.outputs))
+  found |= {id(_root(d)) for d in d_weights if d is not None}
+  for op in reversed(ops):
+    if op.type == "Cast" and id(op.outputs[0]) in found:
+      found.add(id(_root(op.inputs[0])))
+  return found
 
 
 def _cost(ops: list[tf.Operation], results: list[tf.Tensor], free: set[int], passing: set[int]) -> _Cost:
@@ -208,8 +234,7 @@ def _cost(ops: list[tf.Operation], results: list[tf.Tensor], free: set[int], pas
     read = {id(_root(tensor)) for tensor in op.inputs}
     freed = sum(sizes[key] for key in read if last_use[key] == k)
     written = sum(sizes[id(output)] for output in op.outputs)
-    in_place = 0 if op.type.startswith(_PRODUCTS) else min(freed, written)
-    peak = max(peak, alive + written - in_place)
+    peak = max(peak, alive + written)
     alive += written - freed - sum(sizes[id(output)] for output in op.outputs if last_use[id(output)] == k)
     moved = sum(map(_bytes, op.inputs)) + sum(map(_bytes, op.outputs))
     operations += MULTIPLICATIONS_OF_A_BYTE * moved + _multiplications(op)

@@ -20,7 +20,7 @@ import tensorflow as tf
 from resnet.configs import get_config
 from resnet.configs.config import Config
 from resnet.models import RevNet, get_model
-from resnet.reversible import ReversibleChain, recompute
+from resnet.reversible import ReversibleChain, Store, recompute
 from resnet.tools.benchmark.report import Case
 from resnet.training.optimizer import make_optimizer
 from resnet.training.step import make_train_step
@@ -34,10 +34,10 @@ class RecomputedRevNet(RevNet):
     shape = super()._build_stages(shape)
     # Each unit on its own, by ordinary backpropagation, for `recompute`.
     self.units = [
-      ReversibleChain([(unit.f, unit.g)], manual_gradients=False, coupling=unit.couplings())
+      ReversibleChain([(unit.f, unit.g)], unit.couplings(), Store())
       for unit in itertools.chain(*self.stages)
     ]
-    streams = self.reversible_chains[0].get_build_config()["input_shape"]
+    streams = self.reversible_chain.get_build_config()["input_shape"]
     for unit in self.units:
       unit.build(streams)
       streams = unit.compute_output_shape(streams)
