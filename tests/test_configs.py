@@ -140,7 +140,7 @@ def test_impossible_values_are_refused(fields, message):
     ("2GB", 2e9),
     ("1.5 KiB", 1536),
     ("1.1gb", 1_100_000_000),
-    ("7B", 7),
+    ("1.6B", 2),
   ],
 )
 def test_activation_memory_is_a_word_or_bytes(memory, keep):

@@ -53,6 +53,10 @@ def test_flags_choose_the_configuration(tmp_path):
     (["--id=x"], "experiment x exists in"),
     (["--id=a/b"], "an experiment's ID must be the name of a folder, without '/', got 'a/b'"),
     (["--id=.."], "an experiment's ID must be the name of a folder"),
+    (
+      ["--activation_memory=least"],
+      "--activation_memory needs a RevNet with manual_gradients, which resnet-32",
+    ),
     (["--monitor_reconstruction"], "--monitor_reconstruction needs a RevNet; resnet-32 rebuilds nothing"),
   ],
 )

@@ -139,10 +139,6 @@ def test_a_mistake_is_one_line_in_a_process_of_its_own(tmp_path):
       "activation_memory must be least, auto, all, or an amount of memory such as 2GB",
     ),
     (["--activation_memory=1MB", "--model=revnet-38"], "--activation_memory must be at least "),
-    (
-      ["--activation_memory=least", "--model=resnet-32"],
-      "--activation_memory needs a RevNet with manual_gradients",
-    ),
     (["--results=bad.json"], "cannot write to bad.json/"),
     (["--logs=bad.json"], "cannot write to bad.json/"),
     (
