@@ -32,7 +32,7 @@ import keras
 import tensorflow as tf
 
 from resnet.reversible.arguments import Call, by_value, call_arguments
-from resnet.reversible.backward import Backward, Rebuild, Store, activations_are_stored
+from resnet.reversible.backward import Rebuild, Store, activations_are_stored
 from resnet.reversible.checks import (
   build_by_call,
   refuse_streams,
@@ -113,7 +113,7 @@ class ReversibleChain(keras.layers.Layer):
     self,
     units: Sequence[Unit],
     coupling: Coupling | Sequence[Coupling] | None = None,
-    backward: Backward | None = None,
+    backward: Store | Rebuild | None = None,
     log_det: bool = False,
     grid_bits: int | None = None,
     **kwargs: Any,
@@ -126,20 +126,20 @@ class ReversibleChain(keras.layers.Layer):
     self.functions = [function for unit in units if isinstance(unit, list | tuple) for function in unit]
     self.couplings = couplings_of(coupling, len(self.functions))
     self.backward = Rebuild() if backward is None else backward
-    if not isinstance(self.backward, Backward):
+    if not isinstance(self.backward, Store | Rebuild):
       raise ValueError(f"backward must be Store() or Rebuild(...), got {backward!r}")
+    invertible = [unit for unit in units if isinstance(unit, Invertible)]
     if grid_bits is not None:
       if not isinstance(grid_bits, int) or not 0 <= grid_bits < 24:
         raise ValueError(f"grid_bits must be in [0, 24), since float32 has 24 bits; got {grid_bits!r}")
-      for one in (*self.couplings, *(unit for unit in units if isinstance(unit, Invertible))):
-        if not one.exact and getattr(one, "invertible", True):
-          raise ValueError(
-            f"grid_bits needs couplings and layers that add, negate or move numbers alone, got {type(one).__name__}"
-          )
+      inexact = [one for one in self.couplings if one.invertible and not one.exact]
+      for one in (*inexact, *(layer for layer in invertible if not layer.exact)):
+        raise ValueError(
+          f"grid_bits needs couplings and layers that add, negate or move numbers alone, got {type(one).__name__}"
+        )
     self.log_det = log_det
     self.grid_bits = grid_bits
-    layers = [unit for unit in units if isinstance(unit, Invertible)]
-    show_to_checkpoints(self, function=self.functions, coupling=self.couplings, invertible=layers)
+    show_to_checkpoints(self, function=self.functions, coupling=self.couplings, invertible=invertible)
 
   @property
   def call_arguments(self) -> set[str]:
@@ -191,7 +191,8 @@ class ReversibleChain(keras.layers.Layer):
       inputs, training, mask, kwargs: as of a call.
     """
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
-    streams, units, found = self._entering(streams), list(units), []
+    found: list[tuple[tf.Tensor, tf.Tensor]] = []
+    streams, units = self._entering(streams), list(units)
     for run, steps, last in self._segments(call, streams, masks, cuts=units):
       if len(found) < len(units):
         streams, masks = run(steps, streams, masks, call)
@@ -213,9 +214,8 @@ class ReversibleChain(keras.layers.Layer):
     streams, masks, call = self._prepare(outputs, training, mask, kwargs)
     steps = self._stateless([step for _, step in self._steps()], call)
     taken, _ = passed_on([step.step for step in steps], streams, masks)
-    residuals = [Residuals(step.state(), mask) for step, mask in zip(steps, taken, strict=True)]
-    weights = [step.weights() for step in steps]
-    return tuple(rebuild(steps, streams[:2], weights, residuals, call.context, inverts=True))
+    residuals = [Residuals(step.layers.state(), mask) for step, mask in zip(steps, taken, strict=True)]
+    return tuple(rebuild(steps, streams, residuals, inverts=True))
 
   def reconstruction_error(self, inputs: Sequence[tf.Tensor], **kwargs: Any) -> tf.Tensor:
     """The largest of `reconstruction_errors`, a scalar: how well the backward pass rebuilds streams."""
@@ -235,10 +235,9 @@ class ReversibleChain(keras.layers.Layer):
     streams, errors = [on_grid(stream, self.grid_bits) for stream in streams], []
     for invertible, stretch in itertools.groupby(self._steps(), lambda numbered: numbered[1].invertible):
       steps, before = self._stateless([step for _, step in stretch], call), streams
-      weights, states = [step.weights() for step in steps], [step.state() for step in steps]
-      streams, masks, _, residuals = forward(steps, streams, masks, weights, states, call.context)
+      streams, masks, _, residuals = forward(steps, streams, masks)
       if invertible:
-        rebuilt = rebuild(steps, streams, weights, residuals, call.context)
+        rebuilt = rebuild(steps, streams, residuals)
         error = tf.linalg.global_norm([y - x for x, y in zip(before, rebuilt, strict=True)])
         norm = tf.linalg.global_norm(before)
         errors.append(error / tf.where(norm > 0, norm, tf.ones_like(norm)))
@@ -303,6 +302,7 @@ class ReversibleChain(keras.layers.Layer):
     """The chain in segments: (how it is run, its steps, the number of its last unit), cut after some units."""
     numbered, backward = self._steps(), self.backward
     kept: Sequence[Keep] = [NOTHING] * len(numbered)
+    runs: list[tuple[Callable, int | None]]
     if isinstance(backward, Store) or activations_are_stored():
       runs = [(run_plainly, 0)] * len(numbered)
     elif backward.loop:

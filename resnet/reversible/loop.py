@@ -10,8 +10,8 @@ from resnet.reversible.custom_vjp import Boundary, Tensors
 from resnet.reversible.masks import Mask
 from resnet.reversible.ordering import wait_for
 from resnet.reversible.plain import Streams
-from resnet.reversible.segments import Values, assign, forward, stored_less, sums, undo
-from resnet.reversible.step import Context, Residuals, StatelessStep
+from resnet.reversible.segments import Values, assign, forward, given, sums, undo, values
+from resnet.reversible.step import Context, Gradients, Residuals, StatelessStep
 
 Entries = dict[
   Any, tf.Tensor
@@ -27,89 +27,59 @@ def run_loop(
     ValueError: units share a layer whose state changes; change which streams carry masks; or speak to other
       devices.
   """
-  steps = units[0]  # They stand for those of all units.
-  weights, states = _stacked(units, lambda step: step.weights()), _stacked(units, lambda step: step.state())
+  # The steps of the first unit stand for all. Of each of them, every weight and state is stacked over the units.
+  steps, order = units[0], range(len(units))
+  weights, states = (
+    [[tf.stack(entries) for entries in zip(*same, strict=True)] for same in zip(*of_units, strict=True)]
+    for of_units in zip(*map(values, units), strict=True)
+  )
+  masked = [mask is not None for mask in masks]
   boundary = Boundary((streams, weights, call.context))
   streams, weights, context = boundary.given
-  outputs, masks, updates, residuals = _forward(steps, len(units), streams, masks, weights, states, context)
 
-  def undo_units(steps: list[StatelessStep], *values: Any) -> tuple[Streams, Streams, Values, Context]:
-    return _undo(steps, len(units), *values)
+  def unit(index: tf.Tensor, weights: Values, states: Values, context: Context) -> list[StatelessStep]:
+    return given(steps, _entry(weights, index), _entry(states, index), context)
 
-  outputs = stored_less(call.name, boundary, outputs, undo_units, steps, residuals)
-  for unit, entries in zip(units, _unstacked(units, updates), strict=True):
-    assign(unit, entries)
-  return outputs, masks
-
-
-def _forward(
-  steps: list[StatelessStep],
-  number: int,
-  streams: Streams,
-  masks: list[Mask],
-  weights: Values,
-  states: Values,
-  context: Context,
-) -> tuple[Streams, list[Mask], Entries, list[Residuals]]:
-  """`forward` of so many units; weights and states are stacked, and so are updates and residuals."""
-  masked = [mask is not None for mask in masks]
-
-  def unit(index: tf.Tensor, carried: Tensors) -> tuple[Tensors, Entries]:
+  def forward_unit(index: tf.Tensor, carried: Tensors) -> tuple[Tensors, Entries]:
     streams, present = carried
-    masks = [present.get(k) for k in (0, 1)]
-    streams, masks, output, residuals = forward(
-      steps, streams, masks, _entry(weights, index), _entry(states, index), context
-    )
-    if [mask is not None for mask in masks] != masked:
+    before = [present.get(k) for k in (0, 1)]
+    streams, after, updates, residuals = forward(unit(index, weights, states, context), streams, before)
+    if [mask is not None for mask in after] != masked:
       raise ValueError(
-        f"loop=True needs units that hand Keras' masks on, but behind {' and '.join(step.name for step in steps)} "
-        f"the streams carry {_names(masks)}, before it {_names(masked)}; set supports_masking = True in these "
+        f"loop=True needs units that hand Keras' masks on, but behind {steps[0].step.name} and the step after it "
+        f"the streams carry {_names(after)}, before it {_names(before)}; set supports_masking = True in these "
         "layers, or loop=False"
       )
-    output = dict(output) | {(k, -1): r.mask for k, r in enumerate(residuals) if r.mask is not None}
-    return (streams, _present(masks)), output
+    taken = {(k, -1): r.mask for k, r in enumerate(residuals) if r.mask is not None}
+    return (streams, _present(after)), updates | taken
 
-  variables = [[*state, *weight] for state, weight in zip(states, weights, strict=True)]
-  like = {key: (stacked.dtype, stacked.shape[1:]) for key, stacked in _entries(variables).items()}
-  for k, step in enumerate(steps):
-    if (mask := masks[step.step.source]) is not None:
-      like[k, -1] = (mask.dtype, mask.shape)
-  (streams, present), output = _loop(unit, (list(streams), _present(masks)), like, range(number))
-  residuals = [Residuals(state, output.pop((k, -1), None)) for k, state in enumerate(states)]
-  return streams, [present.get(k) for k in (0, 1)], output, residuals
+  like = _like([[*state, *weight] for state, weight in zip(states, weights, strict=True)])
+  like |= {(k, -1): (m.dtype, m.shape) for k, s in enumerate(steps) if (m := masks[s.step.source]) is not None}
+  (outputs, present), updates = _loop(forward_unit, (list(streams), _present(masks)), like, order)
+  residuals = [Residuals(state, updates.pop((k, -1), None)) for k, state in enumerate(states)]
 
+  def backward(outputs: Streams, d_outputs: Streams, held: Tensors) -> Gradients:
+    weights, context = held
 
-def _undo(
-  steps: list[StatelessStep],
-  number: int,
-  streams: Streams,
-  d_streams: Streams,
-  weights: Values,
-  residuals: list[Residuals],
-  context: Context,
-) -> tuple[Streams, Streams, Values, Context]:
-  """`undo` of so many units; weights, their gradients, and states and masks in the residuals are stacked."""
+    def undo_unit(index: tf.Tensor, carried: Tensors) -> tuple[Tensors, Entries]:
+      streams, d_streams, d_context = carried
+      here = [Residuals(_entry(r.state, index), _entry(r.mask, index)) for r in residuals]
+      streams, d = undo(unit(index, weights, states, context), streams, d_streams, here)
+      return (streams, d.streams, sums(d_context, d.context)), _entries(d.weights)
 
-  def unit(index: tf.Tensor, carried: Tensors) -> tuple[Tensors, Entries]:
-    streams, d_streams, d_context = carried
-    here = [Residuals(_entry(r.state, index), _entry(r.mask, index)) for r in residuals]
-    streams, d_streams, d_weights, d_here = undo(
-      steps, streams, d_streams, _entry(weights, index), here, context
-    )
-    return (streams, d_streams, sums(d_context, d_here)), _entries(d_weights)
+    carried = (
+      wait_for(d_outputs, outputs),
+      d_outputs,
+      [tf.zeros_like(tensor) for tensor in context],
+    )  # Rule 1.
+    (_, d_streams, d_context), d = _loop(undo_unit, carried, _like(weights), order[::-1])
+    d_weights = [[d[k, i] for i in range(len(weight))] for k, weight in enumerate(weights)]
+    return Gradients(wait_for((d_weights, d_context), d_streams), d_weights, d_context)  # Rule 2.
 
-  carried = (list(streams), list(d_streams), [tf.zeros_like(tensor) for tensor in context])
-  like = {key: (stacked.dtype, stacked.shape[1:]) for key, stacked in _entries(weights).items()}
-  (streams, d_streams, d_context), output = _loop(unit, carried, like, range(number)[::-1])
-  d_weights = [[output[k, i] for i in range(len(weight))] for k, weight in enumerate(weights)]
-  streams, d_streams = wait_for((d_weights, d_context), (streams, d_streams))  # Rule 2.
-  return streams, d_streams, d_weights, d_context
-
-
-def _stacked(units: list[list[StatelessStep]], values: Callable) -> Values:
-  """For each step of a unit its tensors, each stacked over the units."""
-  of_steps = ([values(step) for step in same] for same in zip(*units, strict=True))
-  return [[tf.stack(entries) for entries in zip(*of_step, strict=True)] for of_step in of_steps]
+  outputs = boundary.leave_without_storing(call.name, outputs, (weights, context), backward)
+  for one, of_unit in zip(units, _unstacked(units, updates), strict=True):
+    assign(one, of_unit)
+  return outputs, [present.get(k) for k in (0, 1)]
 
 
 def _unstacked(units: list[list[StatelessStep]], updates: Entries) -> list[Entries]:
@@ -118,12 +88,12 @@ def _unstacked(units: list[list[StatelessStep]], updates: Entries) -> list[Entri
   Raises:
     ValueError: steps share a layer whose state changes.
   """
-  changed = [id(unit[k].variables[i]) for k, i in updates for unit in units]
+  changed = [id(unit[k].layers.variables[i]) for k, i in updates for unit in units]
   for k, i in updates:
     for unit in units:
-      if changed.count(id(variable := unit[k].variables[i])) > 1:
+      if changed.count(id(variable := unit[k].layers.variables[i])) > 1:
         raise ValueError(
-          f"loop=True needs functions whose states are their own, but {unit[k].name} shares {variable.path!r}, "
+          f"loop=True needs functions whose states are their own, but {unit[k].step.name} shares {variable.path!r}, "
           "which changes, with another function; use loop=False"
         )
   of_units = {key: tf.unstack(tensor, len(units)) for key, tensor in updates.items()}
@@ -173,6 +143,11 @@ def _entry(stacked: Tensors, index: tf.Tensor) -> Tensors:
 
 def _entries(tensors: Values) -> Entries:
   return {(k, i): tensor for k, of_step in enumerate(tensors) for i, tensor in enumerate(of_step)}
+
+
+def _like(stacked: Values) -> dict[Any, tuple]:
+  """The dtype and shape of one entry of each."""
+  return {key: (tensor.dtype, tensor.shape[1:]) for key, tensor in _entries(stacked).items()}
 
 
 def _present(masks: Sequence[Mask]) -> dict[int, tf.Tensor]:

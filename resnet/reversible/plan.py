@@ -29,7 +29,7 @@ from resnet.reversible.masks import Mask
 from resnet.reversible.plain import Step, Streams
 from resnet.reversible.private_apis import scratch_graph
 from resnet.reversible.stateless import ACTIVATIONS, STATISTICS
-from resnet.reversible.step import StatelessStep
+from resnet.reversible.step import Gradients, StatelessStep
 
 # "auto" takes up to so many times the least memory: what is kept first saves the most time.
 AUTO = 1.75
@@ -103,7 +103,9 @@ def make_plan(
   costs, after = _costs(steps, call, streams, masks, exact)
   kept = [NOTHING] * len(steps)
   least = _peak(kept, costs, after)
-  most = {"least": 0, "auto": AUTO * least, "all": math.inf}.get(budget, budget)
+  most = (
+    budget if isinstance(budget, int | float) else {"least": 0, "auto": AUTO * least, "all": math.inf}[budget]
+  )
   best, size = list(kept), least
   while upgrades := [
     (saved / more, k, choice)
@@ -172,7 +174,7 @@ def _traced(
     stateless = StatelessStep(step, call, keep_kinds(keep, exact), keep.streams, is_first)
     state, weights, context = (
       [_placeholder(_spec(value)) for value in values]
-      for values in (stateless.untrained, stateless.trained, call.context)
+      for values in (stateless.layers.untrained, stateless.layers.trained, call.context)
     )
     streams = [_placeholder(spec) for spec in specs]
     masks = [None, None]
@@ -180,15 +182,16 @@ def _traced(
       masks[step.source] = _placeholder(mask)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
       tape.watch(given := (streams, weights, context))
-      after, _, _, residuals = stateless.run(streams, masks, weights, state, context)
+      after, _, _, residuals = stateless.given(weights, state, context).run(streams, masks)
     again, d_after = ([_placeholder(_spec(stream)) for stream in after] for _ in range(2))
     forward = len(graph.get_operations())
+    before: Streams = []
     if keep.everything:
-      before, (d_before, d_weights, d_context) = [], tape.gradient(after, given, d_after)
+      gradients = Gradients(*tape.gradient(after, given, d_after))
     else:
-      before, d_before, d_weights, d_context = stateless.undo(again, d_after, weights, residuals, context)
-    results = [_root(t) for t in (*before, *d_before, *d_weights, *d_context) if t is not None]
-    free = _of_weights(graph, [*weights, *state], d_weights) | {id(_root(t)) for t in context}
+      before, gradients = stateless.given(weights, state, context).undo(again, d_after, residuals)
+    results = [_root(t) for t in tf.nest.flatten((before, *gradients)) if t is not None]
+    free = _of_weights(graph, [*weights, *state], gradients.weights) | {id(_root(t)) for t in context}
     ops = _needed(results, graph.get_operations()[forward:])
     return _cost(ops, results, free, passing={id(t) for t in (*again, *d_after)})
 

@@ -138,8 +138,9 @@ def recompute(
 
   boundary = Boundary((stateless.weights(), (given.context, call.context)))
   key = (given.key, call.key, tuple(keep))
-  require_repeatable(layer.name, first_run, *boundary.given, state, layer, key)
-  outputs, structure, evaluation = run(*boundary.given, state)
+  weights, others = boundary.given
+  require_repeatable(layer.name, first_run, weights, others, state, layer, key)
+  outputs, structure, evaluation = run(weights, others, state)
 
   def backward(_: Tensors, d_outputs: Tensors, held: Tensors) -> Tensors:
     weights, others, saved = wait_for(d_outputs, (*held, evaluation.saved))  # Rule 1.

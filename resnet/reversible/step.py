@@ -1,7 +1,9 @@
 """One step of a chain as a function of explicit values: forward, and back with and without gradients."""
 
+import copy
 import dataclasses
 from collections.abc import Collection
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -14,6 +16,17 @@ from resnet.reversible.plain import Step, Streams
 from resnet.reversible.stateless import Saved, StatelessLayers, evaluating
 
 Context = list[tf.Tensor]  # the float tensors among the arguments of a call
+
+
+class Gradients(NamedTuple):
+  """Of the streams before a step or segment, of its weights, and of the float arguments of the call.
+
+  One of the last is None if nothing depends on it.
+  """
+
+  streams: Streams
+  weights: list
+  context: list[tf.Tensor | None]
 
 
 @dataclasses.dataclass
@@ -41,113 +54,110 @@ class Residuals:
 
 
 class StatelessStep:
-  """A step whose layers have given weights and states.
+  """A step whose layers have given values.
 
   Args:
     step: the step.
     call: what the chain was called with.
     keep: the kinds of tensors that layers may save for the recomputation, see stateless.py.
-    keeps_streams: whether the streams that it changes are kept, too, and need no rebuilding. Those of a step that
-      cannot be undone always are.
+    keeps_streams: whether the streams that it changes are kept, too, and need no rebuilding. Those of a step
+      that cannot be undone always are.
     is_first: whether no step before it needs the streams as they were.
 
   Attributes:
-    weights, state, variables, untrained, trained: of the layers, see `StatelessLayers`.
+    layers: those of the step. Until `given` says otherwise, they have the values of their variables.
   """
 
   def __init__(self, step: Step, call: Call, keep: Collection[str], keeps_streams: bool, is_first: bool):
-    self.step, self.name = step, step.name
-    self._call, self._keep, self._is_first = call, keep, is_first
+    self.step, self._call, self._keep, self._is_first = step, call, keep, is_first
     self._keeps_streams = keeps_streams or not step.invertible
-    self._layers = StatelessLayers(step.layers, step.name, keep)
-    self.weights, self.state, self.variables = self._layers.weights, self._layers.state, self._layers.variables
-    self.untrained, self.trained = self._layers.untrained, self._layers.trained
+    self.layers = StatelessLayers(step.layers, step.name, keep)
+    self._weights, self._state, self._context = self.layers.weights(), self.layers.state(), call.context
 
-  def inspect(
-    self,
-    streams: Streams,
-    masks: list[Mask],
-    weights: list[tf.Tensor],
-    state: list[tf.Tensor],
-    context: Context,
-  ) -> None:
-    """Raises ValueError if `run` with these values cannot be run twice, see inspection.py."""
+  def given(self, weights: list[tf.Tensor], state: list[tf.Tensor], context: Context) -> "StatelessStep":
+    """The same step with these values of the layers' weights and state, and of the call's float arguments."""
+    same = copy.copy(self)
+    same._weights, same._state, same._context = weights, state, context
+    return same
 
-    def outputs(weights: list[tf.Tensor], given: tuple[Streams, Context], state: list[tf.Tensor]) -> Streams:
-      streams, context = given
-      return self.run(streams, masks, weights, state, context)[0]
+  def sharing(self, latest: dict[int, tf.Tensor]) -> "StatelessStep":
+    """The same step, whose state is what steps before left of it.
 
-    key = (self.step.source, self._call.key, self._keep, [mask is None for mask in masks])
-    owner = self.step.layers[-1]
-    require_repeatable(self.name, outputs, weights, (streams, context), state, owner, str(key))
+    Args:
+      latest: new values of variables, by their ids.
+
+    Raises:
+      ValueError: they have assigned to a trained weight of this step.
+    """
+    for variable in self.layers.trained:
+      if id(variable) in latest:
+        raise ValueError(
+          f"{self.step.name} shares {variable.path!r}, a trained weight that is assigned to, with a function "
+          "before it; use backward=Store()"
+        )
+    state = [latest.get(id(v), value) for v, value in zip(self.layers.untrained, self._state, strict=True)]
+    return self.given(self._weights, state, self._context)
+
+  def inspect(self, streams: Streams, masks: list[Mask]) -> None:
+    """Raises ValueError if `run` cannot be repeated, see inspection.py."""
+
+    def outputs(weights: list[tf.Tensor], others: tuple[Streams, Context], state: list[tf.Tensor]) -> Streams:
+      streams, context = others
+      return self.given(weights, state, context).run(streams, masks)[0]
+
+    key = str((self.step.source, self._call.key, self._keep, [mask is None for mask in masks]))
+    others, owner = (streams, self._context), self.step.layers[-1]
+    require_repeatable(self.step.name, outputs, self._weights, others, self._state, owner, key)
 
   def run(
-    self,
-    streams: Streams,
-    masks: list[Mask],
-    weights: list[tf.Tensor],
-    state: list[tf.Tensor],
-    context: Context,
+    self, streams: Streams, masks: list[Mask]
   ) -> tuple[Streams, list[Mask], dict[int, tf.Tensor], Residuals]:
     """Forward: (the streams after the step, their masks, new values of variables by index, residuals)."""
     step, mask = self.step, masks[self.step.source]
-    with self._layers.evaluation(weights, state) as evaluation:
-      parts, of_change = step.change(streams, mask, self._call.arguments_of(step.layer, context))
+    with self.layers.evaluation(self._weights, self._state) as evaluation:
+      parts, of_change = step.change(streams, mask, self._call.arguments_of(step.layer, self._context))
       with evaluating(None):
         after = step.couple(streams, parts)
     before = unlinked([streams[k] for k in step.targets]) if self._keeps_streams else None
-    residuals = Residuals(state, mask, evaluation.saved, before)
+    residuals = Residuals(self._state, mask, evaluation.saved, before)
     return after, step.masks_after(masks, of_change), evaluation.updates, residuals
 
-  def rebuild(
-    self,
-    streams: Streams,
-    weights: list[tf.Tensor],
-    residuals: Residuals,
-    context: Context,
-    inverts: bool = False,
-  ) -> Streams:
+  def rebuild(self, streams: Streams, residuals: Residuals, inverts: bool = False) -> Streams:
     """The streams before the step, from those after it; with `inverts` by nothing but the inverse."""
+    step = self.step
     if residuals.before is not None and not inverts:
       return self._with_targets(streams, residuals.before)
-    step = self.step
-    with self._layers.evaluation(weights, residuals.state, None if inverts else residuals.saved):
-      parts, _ = step.change(streams, residuals.mask, self._call.arguments_of(step.layer, context))
+    with self.layers.evaluation(self._weights, residuals.state, None if inverts else residuals.saved):
+      parts, _ = step.change(streams, residuals.mask, self._call.arguments_of(step.layer, self._context))
       return step.uncouple(streams, parts)
 
-  def undo(
-    self,
-    streams: Streams,
-    d_streams: Streams,
-    weights: list[tf.Tensor],
-    residuals: Residuals,
-    context: Context,
-  ) -> tuple[Streams, Streams, list[tf.Tensor], list[tf.Tensor | None]]:
-    """Backward: (the streams before the step, gradients of these, of the weights, of context).
+  def undo(self, streams: Streams, d_streams: Streams, residuals: Residuals) -> tuple[Streams, Gradients]:
+    """Backward: (the streams before the step, gradients).
 
     The function runs again under a tape. Its output rebuilds the stream that it changed, unless that was kept;
-    its gradient goes to the other one. One of context is None if the step does not depend on the tensor.
+    its gradient goes to the other one.
     """
     step, residuals = self.step, wait_for(streams, residuals)  # Rule 4.
     with tf.GradientTape(watch_accessed_variables=False) as tape:
-      streams, weights, context = watched(tape, (streams, weights, context))
-      with self._layers.evaluation(weights, residuals.state, residuals.saved):
+      streams, weights, context = watched(tape, (streams, self._weights, self._context))
+      with self.layers.evaluation(weights, residuals.state, residuals.saved):
         parts, _ = step.change(streams, residuals.mask, self._call.arguments_of(step.layer, context))
         with tape.stop_recording():
-          rebuilt = residuals.before
-          if rebuilt is None:
-            before = step.uncouple(streams, parts)
-            rebuilt = [before[k] for k in step.targets]
-        streams = self._with_targets(streams, watched(tape, rebuilt))
+          before = residuals.before
+          if before is None:
+            rebuilt = step.uncouple(streams, parts)
+            before = [rebuilt[k] for k in step.targets]
+        streams = self._with_targets(streams, watched(tape, before))
         with evaluating(None):
           after = step.couple(streams, parts)
     if not (self._keeps_streams or self._is_first):
       d_streams = wait_for([streams[k] for k in step.targets], d_streams)  # Rule 3.
-    d_before, d_weights, d_context = tape.gradient(after, (streams, weights, context), d_streams)
-    d_weights = [
-      tf.zeros_like(weight) if d is None else tf.convert_to_tensor(d) for weight, d in zip(weights, d_weights)
-    ]
-    return streams, d_before, d_weights, [d if d is None else tf.convert_to_tensor(d) for d in d_context]
+    d_streams, d_weights, d_context = tape.gradient(after, (streams, weights, context), d_streams)
+    # Dense also for weights of which rows were taken.
+    d_weights = [tf.zeros_like(w) if d is None else tf.convert_to_tensor(d) for w, d in zip(weights, d_weights)]
+    return streams, Gradients(
+      d_streams, d_weights, [d if d is None else tf.convert_to_tensor(d) for d in d_context]
+    )
 
   def _with_targets(self, streams: Streams, targets: Streams) -> Streams:
     streams = list(streams)

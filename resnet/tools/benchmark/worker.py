@@ -34,8 +34,7 @@ class RecomputedRevNet(RevNet):
     shape = super()._build_stages(shape)
     # Each unit on its own, by ordinary backpropagation, for `recompute`.
     self.units = [
-      ReversibleChain([(unit.f, unit.g)], unit.couplings(), Store())
-      for unit in itertools.chain(*self.stages)
+      ReversibleChain([(unit.f, unit.g)], unit.couplings(), Store()) for unit in itertools.chain(*self.stages)
     ]
     streams = self.reversible_chain.get_build_config()["input_shape"]
     for unit in self.units:
