@@ -66,9 +66,10 @@ class Rebuild(Backward):
   loop: bool = False
 
   def __post_init__(self) -> None:
-    is_number = isinstance(self.keep, int | float) and not isinstance(self.keep, bool)
-    if not (self.keep > 0 if is_number else self.keep in KEEP):
-      raise ValueError(f"keep must be 'least', 'auto', 'all' or a number of bytes, got {self.keep!r}")
+    keep = self.keep
+    is_number = isinstance(keep, int | float) and not isinstance(keep, bool)
+    if not (keep in KEEP if isinstance(keep, str) else is_number and keep > 0):
+      raise ValueError(f"keep must be 'least', 'auto', 'all' or a number of bytes, got {keep!r}")
     if self.loop and self.keep not in ("least", "auto"):
       raise ValueError(f"keep must be 'least' with loop=True, which keeps nothing; got {self.keep!r}")
 

@@ -33,6 +33,8 @@ from resnet.reversible.step import Gradients, StatelessStep
 
 # "auto" takes up to so many times the least memory: what is kept first saves the most time.
 AUTO = 1.75
+# A budget in bytes must hold so many times the estimate, which is no more exact.
+MARGIN = 1.15
 # What moving a byte between memory and processor costs, in multiplications. It ranks what is kept, no more.
 MULTIPLICATIONS_OF_A_BYTE = 10
 # Ops whose results are their inputs, and ops whose inputs are multiplied with each other.
