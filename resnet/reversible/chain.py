@@ -146,24 +146,24 @@ class ReversibleChain(keras.layers.Layer):
     """The names of the keyword arguments that a call takes."""
     return {"mask"}.union(*map(call_arguments, self.functions))
 
-  def _steps(self) -> list[tuple[int, Step]]:
-    """(number of the unit, step), in the order of the forward pass."""
-    steps: list[tuple[int, Step]] = []
+  def _steps(self) -> list[Step]:
+    """In the order of the forward pass."""
+    steps: list[Step] = []
     couplings = iter(self.couplings)
     for number, unit in enumerate(self.units):
       if isinstance(unit, Invertible):
-        steps.append((number, InvertibleStep(f"unit {number} ({unit.name!r})", unit)))
+        steps.append(InvertibleStep(number, f"unit {number} ({unit.name!r})", unit))
         continue
-      for k, function in enumerate(unit):
-        name = f"{'FG'[k]} of unit {number} ({function.name!r})"
-        steps.append((number, CouplingStep(name, function, next(couplings), 1 - k, self.grid_bits)))
+      for source, letter, function in zip((1, 0), "FG", unit, strict=True):
+        name = f"{letter} of unit {number} ({function.name!r})"
+        steps.append(CouplingStep(number, name, function, next(couplings), source, self.grid_bits))
     return steps
 
   def build(self, input_shape: Any) -> None:
     if len(input_shape) != 2 or not all(isinstance(shape, list | tuple) for shape in input_shape):
       refuse_streams(self.name, input_shape)
     shapes = list(input_shape)
-    for _, step in self._steps():
+    for step in self._steps():
       step.build(shapes, self.variable_dtype)
       shapes = step.shapes_after(shapes)
 
@@ -212,7 +212,7 @@ class ReversibleChain(keras.layers.Layer):
       if not coupling.invertible:
         raise ValueError(f"{self.name} has no inverse, since its {type(coupling).__name__} has none")
     streams, masks, call = self._prepare(outputs, training, mask, kwargs)
-    steps = self._stateless([step for _, step in self._steps()], call)
+    steps = self._stateless(self._steps(), call)
     taken, _ = passed_on([step.step for step in steps], streams, masks)
     residuals = [Residuals(step.layers.state(), mask) for step, mask in zip(steps, taken, strict=True)]
     return tuple(rebuild(steps, streams, residuals, inverts=True))
@@ -233,8 +233,8 @@ class ReversibleChain(keras.layers.Layer):
     """
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
     streams, errors = [on_grid(stream, self.grid_bits) for stream in streams], []
-    for invertible, stretch in itertools.groupby(self._steps(), lambda numbered: numbered[1].invertible):
-      steps, before = self._stateless([step for _, step in stretch], call), streams
+    for invertible, stretch in itertools.groupby(self._steps(), lambda step: step.invertible):
+      steps, before = self._stateless(list(stretch), call), streams
       streams, masks, _, residuals = forward(steps, streams, masks)
       if invertible:
         rebuilt = rebuild(steps, streams, residuals)
@@ -264,7 +264,7 @@ class ReversibleChain(keras.layers.Layer):
     key = str((keep, call.key, [(x.dtype, x.shape) for x in streams], [mask is None for mask in masks]))
     plans = _plans.setdefault(self, {})
     if key not in plans:
-      steps = [step for _, step in self._steps()]
+      steps = self._steps()
       plans[key] = make_plan(steps, call, streams, masks, keep, self.grid_bits is not None)
     return plans[key]
 
@@ -284,7 +284,7 @@ class ReversibleChain(keras.layers.Layer):
 
   def _build_by_calls(self, streams: Sequence[tf.Tensor], arguments: dict[str, Any]) -> None:
     """Builds the functions whose `build` takes shapes of arguments."""
-    for _, step in self._steps():
+    for step in self._steps():
       if not step.layer.built:
         taken = {name: value for name, value in arguments.items() if name in call_arguments(step.layer)}
         build_by_call(step.layer, streams[step.source], taken)
@@ -300,28 +300,27 @@ class ReversibleChain(keras.layers.Layer):
     self, call: Call, streams: Streams, masks: list[Mask], cuts: Sequence[int] = ()
   ) -> list[tuple[Callable, list, int]]:
     """The chain in segments: (how it is run, its steps, the number of its last unit), cut after some units."""
-    numbered, backward = self._steps(), self.backward
-    kept: Sequence[Keep] = [NOTHING] * len(numbered)
+    steps, backward = self._steps(), self.backward
+    kept: Sequence[Keep] = [NOTHING] * len(steps)
     runs: list[tuple[Callable, int | None]]
     if isinstance(backward, Store) or activations_are_stored():
-      runs = [(run_plainly, 0)] * len(numbered)
+      runs = [(run_plainly, None)] * len(steps)
     elif backward.loop:
       rows = self._rows()
-      runs = [(run_rebuilding if rows[number] is None else run_loop, rows[number]) for number, _ in numbered]
+      runs = [(run_rebuilding if rows[step.unit] is None else run_loop, rows[step.unit]) for step in steps]
     else:
       kept = self._plan(call, streams, masks).kept if backward.keep != "least" else kept
-      runs = [(run_stored if keep.everything else run_rebuilding, 0) for keep in kept]
-    keys = [(*run, sum(cut < number for cut in cuts)) for run, (number, _) in zip(runs, numbered, strict=True)]
+      runs = [(run_stored if keep.everything else run_rebuilding, None) for keep in kept]
+    keys = [(*run, sum(cut < step.unit for cut in cuts)) for run, step in zip(runs, steps, strict=True)]
     segments = []
-    for (run, *_), group in itertools.groupby(range(len(numbered)), keys.__getitem__):
-      ks = list(group)
-      steps: list = [numbered[k][1] for k in ks]
+    for (run, *_), numbers in itertools.groupby(range(len(steps)), keys.__getitem__):
+      ks = list(numbers)
+      of_segment: list = [steps[k] for k in ks]
       if run is not run_plainly:
-        steps = self._stateless(steps, call, [kept[k] for k in ks], loops=run is run_loop)
+        of_segment = self._stateless(of_segment, call, [kept[k] for k in ks], loops=run is run_loop)
       if run is run_loop:
-        in_unit = sum(numbered[k][0] == numbered[ks[0]][0] for k in ks)
-        steps = [steps[k : k + in_unit] for k in range(0, len(steps), in_unit)]
-      segments.append((run, steps, numbered[ks[-1]][0]))
+        of_segment = [list(unit) for _, unit in itertools.groupby(of_segment, lambda step: step.step.unit)]
+      segments.append((run, of_segment, steps[ks[-1]].unit))
     return segments
 
   def _stateless(
@@ -340,7 +339,7 @@ class ReversibleChain(keras.layers.Layer):
 
   def _rows(self) -> list[int | None]:
     """For each unit the number of the row of units that are alike, for a loop; None for one that stands alone."""
-    units = [[step for _, step in unit] for _, unit in itertools.groupby(self._steps(), lambda step: step[0])]
+    units = [list(unit) for _, unit in itertools.groupby(self._steps(), lambda step: step.unit)]
     alike = [
       "".join(likeness(step.layers) for step in unit) if all(step.invertible for step in unit) else number
       for number, unit in enumerate(units)
@@ -363,14 +362,14 @@ class ReversibleChain(keras.layers.Layer):
 
   def compute_output_shape(self, input_shape: Any) -> Any:
     shapes = list(input_shape)
-    for _, step in self._steps():
+    for step in self._steps():
       shapes = step.shapes_after(shapes)
     return (*shapes, (input_shape[0][0],)) if self.log_det else type(input_shape)(shapes)
 
   def compute_mask(self, inputs: Sequence[Any], previous_mask: Any) -> Any:
     if not all(isinstance(stream, keras.KerasTensor) for stream in inputs):
       return None  # `call` has attached them.
-    _, masks = passed_on([step for _, step in self._steps()], inputs, previous_mask or [None, None])
+    _, masks = passed_on(self._steps(), inputs, previous_mask or [None, None])
     return [*masks, None] if self.log_det else masks
 
   def get_config(self) -> dict[str, Any]:

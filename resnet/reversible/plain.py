@@ -30,6 +30,7 @@ class CouplingStep:
   """F of a unit, which changes x1 by what it makes of x2, or G, which changes x2 by what it makes of y1.
 
   Attributes:
+    unit: the number of the unit, from 0.
     name: of F or G, for errors.
     layer: F or G.
     coupling: how it changes the stream.
@@ -37,6 +38,7 @@ class CouplingStep:
     grid_bits: if given, what it gives is rounded to multiples of 2 ** -grid_bits.
   """
 
+  unit: int
   name: str
   layer: keras.layers.Layer
   coupling: Coupling
@@ -117,6 +119,7 @@ class CouplingStep:
 class InvertibleStep:
   """An `Invertible` layer, which changes both streams. Attributes and methods mean what `CouplingStep`'s do."""
 
+  unit: int
   name: str
   layer: Invertible
   source: int = 0
