@@ -9,7 +9,6 @@ from helpers import copy_of, make_batch, make_model, values
 
 from resnet.models.residual import ResidualFunction
 from resnet.reversible import ReversibleChain, Scaled
-from resnet.reversible.chain import FORMS
 from resnet.reversible.grid import on_grid
 from resnet.training.step import loss_and_gradients
 
@@ -38,14 +37,14 @@ def bits_equal(actual, expected):
   return [np.array_equal(a, e) for a, e in zip(actual, expected, strict=True)]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("loop", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_gradients_are_those_of_ordinary_backprop_to_the_last_bit(dtype, form):
-  chain = make_chain(dtype, 6, grid_bits=14, form=form)
+def test_gradients_are_those_of_ordinary_backprop_to_the_last_bit(dtype, loop):
+  chain = make_chain(dtype, 6, grid_bits=14, backward=Rebuild(loop=loop))
   state = values(chain.non_trainable_variables)
   manual = gradients_of(chain, streams(), state, tf.function)
   assert chain.reconstruction_error(streams()) == 0
-  chain.manual_gradients = False
+  chain.backward = Store()
   for actual, expected in zip(manual, gradients_of(chain, streams(), state, tf.function), strict=True):
     assert all(bits_equal(actual, expected))
 
@@ -55,7 +54,7 @@ def test_gradients_without_a_grid_are_not():
   state = values(chain.non_trainable_variables)
   _, manual, _ = gradients_of(chain, streams(), state, tf.function)
   assert chain.reconstruction_error(streams()) > 0
-  chain.manual_gradients = False
+  chain.backward = Store()
   assert not all(bits_equal(manual, gradients_of(chain, streams(), state, tf.function)[1]))
 
 

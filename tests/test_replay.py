@@ -62,7 +62,7 @@ def test_a_second_run_gets_what_the_first_one_kept(run):
   streams = tuple(tf.constant(np.random.RandomState(seed).normal(size=(3, 3))) for seed in (7, 8))
   actual = gradients_of(chain, streams, [], run)
   assert [layer.computed for layer in chain.functions] == 4 * [2 + 2]  # In two places, inspected and run.
-  chain.manual_gradients = False
+  chain.backward = Store()
   expected = gradients_of(chain, streams, [], run)
   for one, other in zip(actual, expected, strict=True):
     assert_close(one, other, 1e-12)

@@ -63,7 +63,7 @@ def test_gradients_are_those_of_ordinary_backprop(run, changing, options):
 def test_a_loop_comes_after_a_first_unit_of_another_kind():
   keras.utils.set_random_seed(2)
   pairs = [(Counted(5), Counted(8, rate=0.5)), *((Counted(5), Counted(8)) for _ in range(3))]
-  chain = ReversibleChain(pairs, form="while_loop")
+  chain = ReversibleChain(pairs, backward=Rebuild(loop=True))
   chain.build([(None, 5), (None, 8)])
   for function in chain.functions:
     function.inputs.clear()
@@ -73,7 +73,7 @@ def test_a_loop_comes_after_a_first_unit_of_another_kind():
   assert [len(function.inputs) for function in chain.functions] == [3] * 4 + [
     0
   ] * 4  # Inspected, forward, back.
-  chain.manual_gradients = False
+  chain.backward = Store()
   for one, other in zip(looped, gradients_of(chain, streams, state, tf.function), strict=True):
     assert_close(one, other, 1e-4)
 
@@ -97,7 +97,7 @@ def test_what_has_no_inverse_is_refused_or_left_out():
   error = float(chain.reconstruction_error(streams))
   assert 0 < error < 1e-14
   with pytest.raises(ValueError, match="needs units after unit 0 that are alike and can be undone"):
-    shortcut_chain((1,), form="while_loop")
+    shortcut_chain((1,), backward=Rebuild(loop=True))
   pairs = [(keras.layers.Dense(4), keras.layers.Dense(8))]
   chain = ReversibleChain(pairs, coupling=[Shortcut(keras.layers.Dense(6)), Additive()])
   with pytest.raises(ValueError, match=r"F of unit 0 .* gives shape \(None, 4\) to a stream of .*\(None, 6\)"):
