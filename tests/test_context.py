@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from helpers import assert_close
 
-from resnet.reversible import Recompute, ReversibleChain, recompute
+from resnet.reversible import Rebuild, Recompute, ReversibleChain, Store, recompute
 
 eager_and_graph = pytest.mark.parametrize("run", [lambda f: f, tf.function], ids=["eager", "graph"])
 both_forms = pytest.mark.parametrize("loop", [False, True])
@@ -28,7 +28,7 @@ class Conditioned(keras.layers.Layer):
     return input_shape
 
 
-def make_chain(form="unrolled", units=3):
+def make_chain(loop, units=3):
   keras.utils.set_random_seed(1)
   pairs = [(Conditioned(dtype="float64"), keras.layers.Dense(4, "tanh", dtype="float64")) for _ in range(units)]
   chain = ReversibleChain(pairs, backward=Rebuild(loop=loop), dtype="float64")
@@ -120,7 +120,9 @@ class Masked(keras.layers.Layer):
 @both_forms
 @eager_and_graph
 def test_functions_get_the_mask_of_the_stream_that_they_take(loop, run):
-  chain = ReversibleChain([[Masked(dtype="float64") for _ in "FG"] for _ in "12"], backward=Rebuild(loop=loop), dtype="float64")
+  chain = ReversibleChain(
+    [[Masked(dtype="float64") for _ in "FG"] for _ in "12"], backward=Rebuild(loop=loop), dtype="float64"
+  )
   x = random(2, 3, 4, seed=1), random(2, 3, 4, seed=2)
   masks = tf.constant([[True, True, False]] * 2), tf.constant([[True, False, False]] * 2)
 
@@ -178,7 +180,9 @@ def test_attention_gets_its_mask_and_its_flags(loop):
   def attention():
     return SelfAttention(dtype="float64")
 
-  chain = ReversibleChain([(attention(), keras.layers.Dense(4, dtype="float64")) for _ in range(2)], backward=Rebuild(loop=loop))
+  chain = ReversibleChain(
+    [(attention(), keras.layers.Dense(4, dtype="float64")) for _ in range(2)], backward=Rebuild(loop=loop)
+  )
   x = random(2, 3, 4, seed=1), random(2, 3, 4, seed=2)
   free, causal = chain(x), chain(x, use_causal_mask=True)
   triangle = tf.linalg.band_part(tf.ones([2, 3, 3], tf.bool), -1, 0)

@@ -4,11 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from chains import gradients_of
+from chains import gradients_of, keeping
 from helpers import copy_of, make_batch, make_model, values
 
 from resnet.models.residual import ResidualFunction
-from resnet.reversible import ReversibleChain, Scaled
+from resnet.reversible import Rebuild, ReversibleChain, Scaled, Store
 from resnet.reversible.grid import on_grid
 from resnet.training.step import loss_and_gradients
 
@@ -23,7 +23,7 @@ def make_chain(dtype, units, **arguments):
 
 @keras.saving.register_keras_serializable("tests")
 class Residual(ResidualFunction):
-  """Batch norm, ReLU and convolution, twice; with a configuration, which the while_loop compares."""
+  """Batch norm, ReLU and convolution, twice; with a configuration, which loops compare."""
 
   def get_config(self):
     return {"filters": 8, "dtype": self.dtype_policy.name}
@@ -60,7 +60,7 @@ def test_gradients_without_a_grid_are_not():
 
 @pytest.mark.parametrize("kept", [0, 2])
 def test_the_inverse_gives_the_inputs_on_the_grid(kept):
-  chain = make_chain("mixed_bfloat16", 8, grid_bits=12, kept_streams=kept)
+  chain = keeping(make_chain("mixed_bfloat16", 8, grid_bits=12), streams=kept)
   x = streams()
   outputs = chain(x, training=True)
   rebuilt = chain.inverse(outputs, training=True)
