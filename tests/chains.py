@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 from helpers import assert_close, values
 
-from resnet.reversible import Additive, ReversibleChain, keep_output
+from resnet.reversible import ActivationPlan, Additive, Rebuild, ReversibleChain, Store, keep_output
+from resnet.reversible.plan import EVERYTHING, Keep
 
 
 class Counted(keras.layers.Layer):
@@ -53,12 +54,12 @@ class KeepsHidden(keras.layers.Layer):
     return tf.sin(self.weight * keep_output(self.hidden, x, training))
 
 
-def make_chain(pairs=3, width1=5, width2=8, dtype="float64", function=Counted, **kwargs):
+def make_chain(units=3, width1=5, width2=8, dtype="float64", function=Counted, **kwargs):
   """A chain whose streams differ in width: F maps 8 features to 5, G 5 to 8."""
   keras.config.set_dtype_policy(dtype)
   try:
     keras.utils.set_random_seed(3)
-    chain = ReversibleChain([(function(width1), function(width2)) for _ in range(pairs)], **kwargs)
+    chain = ReversibleChain([(function(width1), function(width2)) for _ in range(units)], **kwargs)
     chain.build([(None, width1), (None, width2)])
   finally:
     keras.config.set_dtype_policy("float32")
@@ -69,6 +70,16 @@ def make_chain(pairs=3, width1=5, width2=8, dtype="float64", function=Counted, *
     tf.constant(random.normal(size=(6, width)), chain.variable_dtype) for width in (width1, width2)
   )
   return chain, streams
+
+
+def keeping(chain, streams=0, outputs=0, everything=0):
+  """The chain, of which so many last units keep what `Keep` says, whatever memory that takes."""
+  last = range(len(chain.units), 0, -1)
+  units = [EVERYTHING if k <= everything else Keep(k <= streams, k <= outputs) for k in last]
+  kept = tuple(units[number] for number, _ in chain._steps())
+  chain.backward = Rebuild("auto")
+  chain._plan = lambda *_: ActivationPlan(0, 0, kept)
+  return chain
 
 
 def gradients_of(chain, streams, state, run=lambda function: function):
@@ -88,10 +99,10 @@ def gradients_of(chain, streams, state, run=lambda function: function):
 
 
 def assert_as_ordinary(chain, streams, run, tolerance=1e-12):
-  """Asserts that manual gradients are those of ordinary backpropagation; returns them."""
+  """Asserts that a chain's gradients are those of ordinary backpropagation; returns them."""
   state = values(chain.non_trainable_variables)
   actual = gradients_of(chain, streams, state, run)
-  chain.manual_gradients = False
+  chain.backward = Store()
   for one, other in zip(actual, gradients_of(chain, streams, state, run), strict=True):
     assert_close(one, other, tolerance)
   return actual[1]

@@ -3,7 +3,7 @@
     PYTHONPATH=.:tests python tests/fuzz.py --count 2000 --seed 0 --processes 2
     PYTHONPATH=.:tests python tests/fuzz.py --only 17
 
-Each seed draws a configuration: functions, couplings, form, what is kept, masks, arguments of the call, control
+Each seed draws a configuration: functions, couplings, loop, what is kept, masks, arguments of the call, control
 flow around the call, the tape, how it is executed. The engine and `Plain`, which shares no code with it, run
 the same program. What they give must be equal, or the engine refuses by one error of its own, for what
 `refusable` lists and for nothing else. Where plain Keras itself cannot run the program, the seed draws anew.
@@ -427,7 +427,7 @@ WORDS = {
 
 def refusable(config: Config) -> list[str]:
   """For which of these a configuration may be refused."""
-  loop, parts = config.form == "while_loop", config.parts
+  loop, parts = config.loop, config.parts
   pairs = list(zip(config.coupling_names[::2], config.coupling_names[1::2]))
   masks = bool(config.masks) or "makes mask" in parts
   again = config.wrap == "Stack, again"  # Each part is in a Recompute of its own.
@@ -508,7 +508,7 @@ def draw(seed: int, attempt: int = 0) -> Config:
     couplings=couplings,
     coupling_as=coupling_as,
     log_det=chain and chains == 1 and not (shortcut or fits or control) and rng.random() < 0.15,
-    form="while_loop" if loop else "unrolled",
+    backward=Rebuild(loop=True) if loop else "unrolled",
     kept=tuple(maybe(0.2 * (chain and chains == 1 and not loop), *range(units + 1), default=0) for _ in "123"),
     overlap=chain and rng.random() < 0.2,
     grid_bits=maybe(0.12, 14, 20, default=None) if exact else None,

@@ -10,12 +10,11 @@ import tensorflow as tf
 from helpers import assert_close, values
 
 from resnet.reversible import Recompute, ReversibleChain, Scaled, keep_output, recompute
-from resnet.reversible.chain import FORMS
 
 eager_and_graph = pytest.mark.parametrize(
   "run", [lambda f: f, tf.function(autograph=False)], ids=["eager", "graph"]
 )
-both_forms = pytest.mark.parametrize("form", FORMS)
+both_forms = pytest.mark.parametrize("loop", [False, True])
 
 
 def random(*shape, seed=0):
@@ -67,8 +66,8 @@ class Cross(keras.layers.Layer):
 
 @both_forms
 @eager_and_graph
-def test_a_tensor_that_is_two_arguments_has_its_whole_gradient_once(form, run):
-  chain = ReversibleChain([[Cross(dtype="float64") for _ in "FG"] for _ in "12"], form=form, dtype="float64")
+def test_a_tensor_that_is_two_arguments_has_its_whole_gradient_once(loop, run):
+  chain = ReversibleChain([[Cross(dtype="float64") for _ in "FG"] for _ in "12"], backward=Rebuild(loop=loop), dtype="float64")
   chain.build([(2, 3, 4)] * 2)
   x, y, m = (random(2, 3, 4, seed=seed) for seed in range(3))
   found = []
@@ -153,10 +152,10 @@ WHERE = {
 
 @both_forms
 @pytest.mark.parametrize("where", WHERE)
-def test_gradients_in_control_flow(where, form):
-  kept = {"kept_outputs": 1, "kept_streams": 1} if form == "unrolled" else {}
+def test_gradients_in_control_flow(where, loop):
+  kept = {"kept_outputs": 1, "kept_streams": 1} if not loop else {}
   coupling = Scaled(0.9, trained=True)
-  chain = ReversibleChain([(Conditioned(), Conditioned()) for _ in "12"], form=form, coupling=coupling, **kept)
+  chain = ReversibleChain([(Conditioned(), Conditioned()) for _ in "12"], backward=Rebuild(loop=loop), coupling=coupling, **kept)
   chain.build([(None, 4)] * 2)
   x, time = (random(3, 4, seed=1), random(3, 4, seed=2)), random(1, 4, seed=3)
   assert len(chain.weights) == 4 * 3
@@ -198,8 +197,8 @@ def test_nested_in_control_flow_under_a_persistent_tape(inner, where):
 
 @both_forms
 @pytest.mark.parametrize("jit", [False, True])
-def test_two_gradients_of_a_tape_around_a_compiled_function(form, jit):
-  chain = ReversibleChain([(Recompute(dense()), dense()) for _ in "12"], form=form, dtype="float64")
+def test_two_gradients_of_a_tape_around_a_compiled_function(loop, jit):
+  chain = ReversibleChain([(Recompute(dense()), dense()) for _ in "12"], backward=Rebuild(loop=loop), dtype="float64")
   chain.build([(None, 4)] * 2)
   compiled = tf.function(lambda *x: chain(x), jit_compile=jit, autograph=False)
   x = random(3, 4, seed=1), random(3, 4, seed=2)
@@ -248,11 +247,11 @@ MASKED = {
 @both_forms
 @eager_and_graph
 @pytest.mark.parametrize("kind", MASKED)
-def test_masks_are_those_of_plain_keras(kind, form, run):
+def test_masks_are_those_of_plain_keras(kind, loop, run):
   keras.utils.set_random_seed(0)
   tokens = tf.constant([[1, 2, 0, 0, 0], [1, 2, 3, 4, 1]])
   embeddings = [keras.layers.Embedding(5, 4, mask_zero=True, dtype="float64") for _ in "12"]
-  chain = ReversibleChain([(MASKED[kind](), dense()) for _ in "123"], form=form, dtype="float64")
+  chain = ReversibleChain([(MASKED[kind](), dense()) for _ in "123"], backward=Rebuild(loop=loop), dtype="float64")
   chain.build([(2, 5, 4)] * 2)
   masks = []
 
@@ -266,7 +265,7 @@ def test_masks_are_those_of_plain_keras(kind, form, run):
 
   embeddings[0](tokens), embeddings[1](tokens)
   right = step(lambda streams: by_hand(chain, streams))
-  if kind == "attention that drops the mask" and form == "while_loop":
+  if kind == "attention that drops the mask" and loop:
     with pytest.raises(
       ValueError, match="needs units that hand Keras' masks on, but behind F of unit 0 .*unrolled"
     ):
@@ -374,7 +373,7 @@ def test_what_a_custom_gradient_hides_is_refused(how, run):
     run(lambda: recompute(layer, x))()
   if how == "an inner Recompute":  # It refuses by itself.
     return
-  chain.manual_gradients = False  # Plain Keras.
+  chain.backward = Store()  # Plain Keras.
   with tf.GradientTape() as tape:
     loss = tf.reduce_sum(chain((x, x))[1])
   assert tape.gradient(loss, layer.w.value) is not None
@@ -623,10 +622,10 @@ def test_forward_mode_is_refused(run):
 # The loop.
 
 
-def loop(form="while_loop", units=3):
+def loop(backward=Rebuild(loop=True), units=3):
   keras.utils.set_random_seed(0)
   pairs = [[keras.Sequential([dense(), dense()]) for _ in "FG"] for _ in range(units)]
-  chain = ReversibleChain(pairs, form=form, dtype="float64")
+  chain = ReversibleChain(pairs, backward=Rebuild(loop=loop), dtype="float64")
   chain((random(2, 4), random(2, 4)))
   return chain
 
@@ -671,7 +670,7 @@ def test_f_and_g_that_are_one_layer_with_a_state_are_refused_by_a_loop():
     shared = keras.Sequential([dense(), keras.layers.Dropout(0.5, seed=3, dtype="float64")])
     return shared, shared
 
-  chain = ReversibleChain([unit() for _ in "12"], form="while_loop", dtype="float64")
+  chain = ReversibleChain([unit() for _ in "12"], backward=Rebuild(loop=True), dtype="float64")
   with pytest.raises(
     ValueError, match="needs functions whose states are their own, but .* shares .*seed_generator"
   ):
@@ -757,7 +756,7 @@ def test_what_a_traced_step_holds_is_collected_with_it():
   for make in (
     lambda x: list(ReversibleChain([(dense(), dense())], dtype="float64")(x)),
     lambda x: list(
-      ReversibleChain([(dense(), dense()), (dense(), dense())], form="while_loop", dtype="float64")(x)
+      ReversibleChain([(dense(), dense()), (dense(), dense())], backward=Rebuild(loop=True), dtype="float64")(x)
     ),
     lambda x: [Recompute(dense(), dtype="float64")(x[0]), x[1]],
   ):
@@ -870,7 +869,7 @@ def test_a_loop_refuses_batch_norm_that_is_synchronised(monkeypatch):
   strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
   with strategy.scope():
     pairs = [[keras.layers.BatchNormalization(synchronized=True) for _ in "FG"] for _ in "12"]
-    chain = ReversibleChain(pairs, form="while_loop")
+    chain = ReversibleChain(pairs, backward=Rebuild(loop=True))
     chain.build([(None, 4)] * 2)
   x = tf.ones([2, 4])
   step = tf.function(lambda: strategy.run(lambda: chain((x, x), training=True)), autograph=False)

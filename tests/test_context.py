@@ -6,11 +6,10 @@ import pytest
 import tensorflow as tf
 from helpers import assert_close
 
-from resnet.reversible import Recompute, ReversibleChain, recompute
-from resnet.reversible.chain import FORMS
+from resnet.reversible import Rebuild, Recompute, ReversibleChain, Store, recompute
 
 eager_and_graph = pytest.mark.parametrize("run", [lambda f: f, tf.function], ids=["eager", "graph"])
-both_forms = pytest.mark.parametrize("form", FORMS)
+both_forms = pytest.mark.parametrize("loop", [False, True])
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -29,10 +28,10 @@ class Conditioned(keras.layers.Layer):
     return input_shape
 
 
-def make_chain(form="unrolled", units=3):
+def make_chain(loop, units=3):
   keras.utils.set_random_seed(1)
   pairs = [(Conditioned(dtype="float64"), keras.layers.Dense(4, "tanh", dtype="float64")) for _ in range(units)]
-  chain = ReversibleChain(pairs, form=form, dtype="float64")
+  chain = ReversibleChain(pairs, backward=Rebuild(loop=loop), dtype="float64")
   chain.build([(None, 4), (None, 4)])
   return chain
 
@@ -43,12 +42,12 @@ def random(*shape, seed=0):
 
 @both_forms
 @eager_and_graph
-def test_gradients_of_arguments_are_summed_over_the_units(form, run):
-  chain = make_chain(form)
+def test_gradients_of_arguments_are_summed_over_the_units(loop, run):
+  chain = make_chain(loop)
   x = random(5, 4, seed=1), random(5, 4, seed=2)
   time, scales = random(5, 3, seed=3), {"a": random(5, 1, seed=4), "b": [random(4, seed=5), tf.range(3)]}
   found = []
-  for chain.manual_gradients in (True, False):
+  for chain.backward in (Rebuild(loop=loop), Store()):
 
     @run
     def gradients(x, time, scales):
@@ -120,8 +119,10 @@ class Masked(keras.layers.Layer):
 
 @both_forms
 @eager_and_graph
-def test_functions_get_the_mask_of_the_stream_that_they_take(form, run):
-  chain = ReversibleChain([[Masked(dtype="float64") for _ in "FG"] for _ in "12"], form=form, dtype="float64")
+def test_functions_get_the_mask_of_the_stream_that_they_take(loop, run):
+  chain = ReversibleChain(
+    [[Masked(dtype="float64") for _ in "FG"] for _ in "12"], backward=Rebuild(loop=loop), dtype="float64"
+  )
   x = random(2, 3, 4, seed=1), random(2, 3, 4, seed=2)
   masks = tf.constant([[True, True, False]] * 2), tf.constant([[True, False, False]] * 2)
 
@@ -145,7 +146,7 @@ def test_functions_get_the_mask_of_the_stream_that_they_take(form, run):
   rebuilt = chain.inverse(chain(x, mask=masks), mask=masks)
   assert_close(rebuilt, x, 1e-12)
   masks = masks[0], None
-  if form == "while_loop":  # Behind the first unit no stream carries a mask.
+  if loop:  # Behind the first unit no stream carries a mask.
     with pytest.raises(ValueError, match="the streams carry none and none, before it a mask and none"):
       run(lambda *x: chain(x, mask=masks))(*x)
     return
@@ -175,11 +176,13 @@ def test_keras_masks_pass_through_chains_and_recomputed_layers():
 
 
 @both_forms
-def test_attention_gets_its_mask_and_its_flags(form):
+def test_attention_gets_its_mask_and_its_flags(loop):
   def attention():
     return SelfAttention(dtype="float64")
 
-  chain = ReversibleChain([(attention(), keras.layers.Dense(4, dtype="float64")) for _ in range(2)], form=form)
+  chain = ReversibleChain(
+    [(attention(), keras.layers.Dense(4, dtype="float64")) for _ in range(2)], backward=Rebuild(loop=loop)
+  )
   x = random(2, 3, 4, seed=1), random(2, 3, 4, seed=2)
   free, causal = chain(x), chain(x, use_causal_mask=True)
   triangle = tf.linalg.band_part(tf.ones([2, 3, 3], tf.bool), -1, 0)

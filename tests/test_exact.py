@@ -4,12 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from chains import gradients_of
+from chains import gradients_of, keeping
 from helpers import copy_of, make_batch, make_model, values
 
 from resnet.models.residual import ResidualFunction
-from resnet.reversible import ReversibleChain, Scaled
-from resnet.reversible.chain import FORMS
+from resnet.reversible import Rebuild, ReversibleChain, Scaled, Store
 from resnet.reversible.grid import on_grid
 from resnet.training.step import loss_and_gradients
 
@@ -24,7 +23,7 @@ def make_chain(dtype, units, **arguments):
 
 @keras.saving.register_keras_serializable("tests")
 class Residual(ResidualFunction):
-  """Batch norm, ReLU and convolution, twice; with a configuration, which the while_loop compares."""
+  """Batch norm, ReLU and convolution, twice; with a configuration, which loops compare."""
 
   def get_config(self):
     return {"filters": 8, "dtype": self.dtype_policy.name}
@@ -38,14 +37,14 @@ def bits_equal(actual, expected):
   return [np.array_equal(a, e) for a, e in zip(actual, expected, strict=True)]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("loop", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_gradients_are_those_of_ordinary_backprop_to_the_last_bit(dtype, form):
-  chain = make_chain(dtype, 6, grid_bits=14, form=form)
+def test_gradients_are_those_of_ordinary_backprop_to_the_last_bit(dtype, loop):
+  chain = make_chain(dtype, 6, grid_bits=14, backward=Rebuild(loop=loop))
   state = values(chain.non_trainable_variables)
   manual = gradients_of(chain, streams(), state, tf.function)
   assert chain.reconstruction_error(streams()) == 0
-  chain.manual_gradients = False
+  chain.backward = Store()
   for actual, expected in zip(manual, gradients_of(chain, streams(), state, tf.function), strict=True):
     assert all(bits_equal(actual, expected))
 
@@ -55,13 +54,13 @@ def test_gradients_without_a_grid_are_not():
   state = values(chain.non_trainable_variables)
   _, manual, _ = gradients_of(chain, streams(), state, tf.function)
   assert chain.reconstruction_error(streams()) > 0
-  chain.manual_gradients = False
+  chain.backward = Store()
   assert not all(bits_equal(manual, gradients_of(chain, streams(), state, tf.function)[1]))
 
 
 @pytest.mark.parametrize("kept", [0, 2])
 def test_the_inverse_gives_the_inputs_on_the_grid(kept):
-  chain = make_chain("mixed_bfloat16", 8, grid_bits=12, kept_streams=kept)
+  chain = keeping(make_chain("mixed_bfloat16", 8, grid_bits=12), streams=kept)
   x = streams()
   outputs = chain(x, training=True)
   rebuilt = chain.inverse(outputs, training=True)

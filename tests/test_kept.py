@@ -10,6 +10,7 @@ from chains import (
   ancestors,
   assert_as_ordinary,
   gradients_of,
+  keeping,
   make_chain,
   producer,
   run_ops,
@@ -17,9 +18,9 @@ from chains import (
 )
 from helpers import assert_close, values
 
-from resnet.reversible import Affine, Recompute, ReversibleChain, keep_output, recompute
+from resnet.reversible import Affine, Rebuild, Recompute, ReversibleChain, Store, keep_output, recompute
 
-# kept_streams, kept_outputs, stored_units, of three
+# How many of three units keep their streams, their outputs, everything.
 SETTINGS = [(0, 0, 0), (2, 0, 0), (0, 2, 0), (1, 3, 0), (3, 3, 1), (2, 1, 2), (0, 0, 3)]
 
 
@@ -27,39 +28,37 @@ SETTINGS = [(0, 0, 0), (2, 0, 0), (0, 2, 0), (1, 3, 0), (3, 3, 1), (2, 1, 2), (0
 @pytest.mark.parametrize("function", [Counted, KeepsHidden])
 @pytest.mark.parametrize("run", [lambda f: f, tf.function], ids=["eager", "graph"])
 def test_gradients_and_updates_are_those_of_ordinary_backprop(run, function, setting):
-  names = ("kept_streams", "kept_outputs", "stored_units")
-  kept = dict(zip(names, setting)) | ({"kept_outputs": 0} if function is Counted else {})  # It offers none.
-  chain, streams = make_chain(function=function, **kept)
-  assert_as_ordinary(chain, streams, run)
+  chain, streams = make_chain(function=function)
+  assert_as_ordinary(keeping(chain, *setting), streams, run)
 
 
-@pytest.mark.parametrize("stored_units", [0, 1])
-def test_gradients_are_right_when_compiled_by_xla(stored_units):
-  chain, streams = make_chain(function=KeepsHidden, kept_streams=2, kept_outputs=2, stored_units=stored_units)
+@pytest.mark.parametrize("everything", [0, 1])
+def test_gradients_are_right_when_compiled_by_xla(everything):
+  chain, streams = make_chain(function=KeepsHidden)
+  keeping(chain, streams=2, outputs=2, everything=everything)
   for function in chain.functions:  # XLA on the CPU has no kernel for dropout's stateful seed.
     function.hidden.parts = function.hidden.parts[:2]
   state = values(chain.non_trainable_variables)
   actual = gradients_of(chain, streams, state, lambda f: tf.function(f, jit_compile=True))
-  chain.manual_gradients = False
+  chain.backward = Store()
   for one, other in zip(actual, gradients_of(chain, streams, state), strict=True):
     assert_close(one, other, 1e-12)
 
 
-@pytest.mark.parametrize("stored_units", [0, 1, 2])
-def test_a_coupling_with_parameters_and_the_determinant(stored_units):
+@pytest.mark.parametrize("everything", [0, 1, 2])
+def test_a_coupling_with_parameters_and_the_determinant(everything):
   functions = [keras.layers.Dense(8, "tanh", dtype="float64") for _ in range(4)]
   chain = ReversibleChain(
     list(zip(functions[::2], functions[1::2])),
     coupling=Affine(),
     log_det=True,
     dtype="float64",
-    kept_streams=2,
-    stored_units=stored_units,
   )
+  keeping(chain, streams=2, everything=everything)
   chain.build([(None, 4), (None, 4)])
   streams = [tf.constant(np.random.RandomState(seed).normal(size=(5, 4))) for seed in (1, 2)]
   found = []
-  for chain.manual_gradients in (True, False):
+  for chain.backward in (Rebuild("auto"), Store()):
     with tf.GradientTape() as tape:
       tape.watch(streams)
       y1, y2, log_det = chain(streams)
@@ -83,11 +82,11 @@ def test_shared_layers_arguments_and_variables_from_outside():
   outside, time = tf.Variable(0.5, dtype=tf.float64), tf.constant(0.7, tf.float64)
   chain, streams = make_chain(1, 4, 4, function=KeepsHidden)
   timed = [[Timed(inner) for inner in chain.functions] for _ in range(3)]
-  chain = ReversibleChain(timed, kept_streams=2, kept_outputs=2, stored_units=1, dtype="float64")
+  chain = keeping(ReversibleChain(timed, dtype="float64"), streams=2, outputs=2, everything=1)
   chain.build([(None, 4), (None, 4)])
   state = values(chain.non_trainable_variables)
   found = []
-  for chain.manual_gradients in (True, False):
+  for chain.backward in (Rebuild("auto"), Store()):
     for variable, value in zip(chain.non_trainable_variables, state, strict=True):
       variable.assign(value)
 
@@ -105,7 +104,8 @@ def test_shared_layers_arguments_and_variables_from_outside():
 
 
 def test_what_is_kept_is_not_computed_again_and_what_is_stored_not_run_again():
-  chain, streams = make_chain(4, function=KeepsHidden, kept_streams=3, kept_outputs=3, stored_units=1)
+  chain, streams = make_chain(4, function=KeepsHidden)
+  keeping(chain, streams=3, outputs=3, everything=1)
   graph, _ = traced_gradients(chain, streams)
   kinds = [op.type for op in run_ops(graph)]
   # The sine makes the output that rebuilds a stream: it runs again in the first unit alone, and there in G
@@ -117,8 +117,8 @@ def test_what_is_kept_is_not_computed_again_and_what_is_stored_not_run_again():
 @pytest.mark.parametrize("function", [Counted, KeepsHidden])
 def test_a_second_run_waits_for_the_weight_gradients_of_all_later_functions(function):
   """This bounds the peak, whichever op a scheduler takes first."""
-  kept_outputs = 3 if function is KeepsHidden else 0
-  chain, streams = make_chain(4, function=function, kept_streams=3, kept_outputs=kept_outputs, stored_units=1)
+  chain, streams = make_chain(4, function=function)
+  keeping(chain, streams=3, outputs=3, everything=1)
   graph, d_weights = traced_gradients(chain, streams)
   # From the last function to the first: the second runs of the rebuilt and the kept, and the gradients of all.
   again = [op for op in graph.get_operations() if op.type == "Tanh"][len(chain.functions) :]
@@ -169,7 +169,7 @@ class Shares(keras.layers.Layer):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("mixed_bfloat16", 3e-2)])
 def test_a_kept_layer_may_share_its_state_and_have_a_precision_of_its_own(run, dtype, tolerance):
   keras.utils.set_random_seed(1)
-  chain = ReversibleChain([(Shares(dtype), Shares(dtype)) for _ in range(2)], kept_outputs=2)
+  chain = keeping(ReversibleChain([(Shares(dtype), Shares(dtype)) for _ in range(2)]), outputs=2)
   chain.build([(None, 4), (None, 4)])
   streams = [tf.constant(np.random.RandomState(seed).normal(size=(5, 4)), tf.float32) for seed in (1, 2)]
   assert_as_ordinary(chain, streams, run, tolerance)
@@ -179,9 +179,8 @@ def test_a_kept_layer_may_share_its_state_and_have_a_precision_of_its_own(run, d
 def test_a_kept_layer_that_reads_a_variable_of_others_is_refused(run):
   outside = tf.Variable(0.5, dtype=tf.float64, name="outside")
   hidden = keras.layers.Lambda(lambda x: outside * x, dtype="float64", name="hidden")
-  chain = ReversibleChain(
-    [(Shares("float64", hidden), Shares("float64", hidden))], kept_outputs=1, dtype="float64"
-  )
+  units = [(Shares("float64", hidden), Shares("float64", hidden))]
+  chain = keeping(ReversibleChain(units, dtype="float64"), outputs=1)
   call = run(lambda x: chain((x, x), training=True))
   with pytest.raises(
     ValueError,
@@ -215,7 +214,8 @@ class KeepsMasked(keras.layers.Layer):
 @pytest.mark.parametrize("run", [lambda f: f, tf.function], ids=["eager", "graph"])
 def test_kept_layers_hand_masks_on_in_both_runs(run):
   keras.utils.set_random_seed(2)
-  chain = ReversibleChain([(KeepsMasked(), KeepsMasked()) for _ in range(2)], kept_outputs=2, dtype="float64")
+  units = [(KeepsMasked(), KeepsMasked()) for _ in range(2)]
+  chain = keeping(ReversibleChain(units, dtype="float64"), outputs=2)
   chain.build([(None, 3, 4), (None, 3, 4)])
   x1, x2 = (np.random.RandomState(seed).normal(size=(2, 3, 4)) for seed in (1, 2))
   x2[:, 2] = 0  # Masked.

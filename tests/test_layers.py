@@ -1,4 +1,4 @@
-"""Layers of the networks: frozen, and in their second run, in the backward pass."""
+"""Layers of the networks: frozen, and in their recomputation, in the backward pass."""
 
 import dataclasses
 
@@ -14,20 +14,22 @@ from resnet.models import layers
 from resnet.models.layers import BatchNorm, conv
 from resnet.models.residual import ResidualFunction
 from resnet.models.resnet_model import Stem
-from resnet.reversible.replay import StatelessLayers
+from resnet.reversible.stateless import StatelessLayers
 
 
 def run_twice(layer, keep, x, dy, moved_by=0.0):
-  """([y, gradients] of a first run, those of a second run on x + moved_by, what was kept)."""
+  """([y, gradients] of a first run, those of the recomputation on x + moved_by, what was saved)."""
   stateless = StatelessLayers([layer], "layer", keep)
   weights, state = stateless.weights(), stateless.state()
-  results, kept = [], None
+  results, saved = [], None
   for inputs in (x, x + moved_by):
     with tf.GradientTape() as tape:
       tape.watch((inputs, weights))
-      y, _, kept = stateless.run(lambda x: layer(x, training=True), weights, state, inputs, kept=kept)
+      with stateless.evaluation(weights, state, saved) as evaluation:
+        y = layer(inputs, training=True)
+    saved = evaluation.saved
     results.append([y, *tf.nest.flatten(tape.gradient(y, (inputs, weights), dy))])
-  return *results, kept.entries
+  return *results, saved
 
 
 def test_batch_norm_runs_again_by_the_statistics_of_its_first_run():
@@ -39,7 +41,7 @@ def test_batch_norm_runs_again_by_the_statistics_of_its_first_run():
   x = tf.constant(random.normal(5, 3, size=(6, 4, 4, 3)), tf.float32)
   dy = tf.constant(random.normal(size=x.shape), tf.float32)
   expected, actual, statistics = run_twice(layer, ["statistics"], x, dy)
-  assert {tensor.shape for entry in statistics for tensor in tf.nest.flatten(entry.tensors)} == {(3,)}
+  assert {tensor.shape for saved in statistics for tensor in tf.nest.flatten(saved.tensors)} == {(3,)}
   assert_close(actual, expected, 1e-6)
   _, (moved, *_), _ = run_twice(layer, ["statistics"], x, dy, moved_by=1)
   slope = layer.gamma / np.sqrt(np.var(x, axis=(0, 1, 2)) + 1e-3)

@@ -7,7 +7,7 @@ import tensorflow as tf
 from helpers import values
 
 from resnet.reversible import Recompute, ReversibleChain, memory, memory_report
-from resnet.reversible.gate import activations_are_stored
+from resnet.reversible.backward import activations_are_stored
 
 BATCH = 400
 

@@ -18,25 +18,26 @@ from chains import (
   Marked,
   all_ops,
   ancestors,
+  assert_as_ordinary,
   gradients_of,
+  keeping,
   make_chain,
   rebuilt_streams,
   traced_gradients,
 )
 from helpers import ROOT, assert_close, values
 
-from resnet.reversible import ReversibleChain
-from resnet.reversible.chain import FORMS
+from resnet.reversible import Rebuild, ReversibleChain, Store, Swap
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("loop", [False, True])
 @pytest.mark.parametrize("run", [lambda f: f, tf.function], ids=["eager", "graph"])
-def test_chain_agrees_with_ordinary_backprop(run, form):
+def test_chain_agrees_with_ordinary_backprop(run, loop):
   chain, streams = make_chain()
-  chain.form = form
+  chain.backward = Rebuild(loop=loop)
   state = values(chain.non_trainable_variables)
   actual = gradients_of(chain, streams, state, run)
-  chain.manual_gradients = False
+  chain.backward = Store()
   expected = gradients_of(chain, streams, state, run)
   for one, other in zip(actual, expected, strict=True):
     assert_close(one, other, 1e-12)
@@ -44,16 +45,16 @@ def test_chain_agrees_with_ordinary_backprop(run, form):
   assert all(moved), "moving statistics and dropout seeds must move"
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_chain_agrees_when_compiled_by_xla(form):
+@pytest.mark.parametrize("loop", [False, True])
+def test_chain_agrees_when_compiled_by_xla(loop):
   chain, streams = make_chain()
-  chain.form = form
+  chain.backward = Rebuild(loop=loop)
   # XLA on the CPU has no kernel for dropout's stateful seed; the rest of the function is compiled.
   for function in chain.functions:
     function.parts = function.parts[:2]
   state = values(chain.non_trainable_variables)
   actual = gradients_of(chain, streams, state, lambda f: tf.function(f, jit_compile=True))
-  chain.manual_gradients = False
+  chain.backward = Store()
   expected = gradients_of(chain, streams, state)
   for one, other in zip(actual, expected, strict=True):
     assert_close(one, other, 1e-12)
@@ -88,8 +89,7 @@ def test_eager_forward_pass_keeps_no_activation():
 
   for function in chain.functions:
     function.call = functools.partial(probe, function)
-  for manual_gradients, kept in ((True, 0), (False, len(chain.functions))):
-    chain.manual_gradients = manual_gradients
+  for chain.backward, kept in ((Rebuild(), 0), (Store(), 6)):
     with tf.GradientTape() as tape:
       tape.watch(streams)
       outputs = chain(streams, training=True)
@@ -102,23 +102,21 @@ def test_eager_forward_pass_keeps_no_activation():
     outputs_of_functions.clear()
 
 
-@pytest.mark.parametrize("overlap", [False, True])
-def test_a_function_is_rebuilt_after_the_weight_gradients_of_those_after_it(overlap):
-  chain, streams = make_chain(overlap=overlap)
+def test_a_function_is_rebuilt_after_the_weight_gradients_of_those_after_it():
+  chain, streams = make_chain()
   graph, d_weights = traced_gradients(chain, streams)
   tanh = [op for op in graph.get_operations() if op.type == "Tanh"]
   functions = len(chain.functions)
   assert len(tanh) == 2 * functions
   for k, rebuilt in enumerate(reversed(tanh[functions:])):
     done = ancestors(rebuilt)
-    after = k + 2 if overlap and k % 2 == 0 else k + 1
-    assert set().union(*d_weights[after:]) <= done, f"function {k} is rebuilt too early"
-    assert not set().union(*d_weights[:after]) & done
+    assert set().union(*d_weights[k + 1 :]) <= done, f"function {k} is rebuilt too early"
+    assert not set().union(*d_weights[: k + 1]) & done
 
 
 def test_gradients_wait_until_the_stream_is_rebuilt_which_frees_what_it_is_rebuilt_from():
   functions = [keras.layers.Dense(4) for _ in range(6)]
-  chain = ReversibleChain(list(zip(functions[::2], functions[1::2])), kept_streams=1, coupling=Marked())
+  chain = keeping(ReversibleChain(list(zip(functions[::2], functions[1::2])), coupling=Marked()), streams=1)
   chain.build([(None, 4), (None, 4)])
   graph, d_weights = traced_gradients(chain, [tf.ones([6, 4])] * 2)
   # Not x1 of the first unit, which nothing needs, and not the streams of the last unit, which are kept.
@@ -130,7 +128,9 @@ def test_gradients_wait_until_the_stream_is_rebuilt_which_frees_what_it_is_rebui
 
 def test_x1_before_a_loop_is_not_rebuilt():
   functions = [keras.layers.Dense(4, "tanh" if k < 2 else None) for k in range(6)]
-  chain = ReversibleChain(list(zip(functions[::2], functions[1::2])), form="while_loop", coupling=Marked())
+  chain = ReversibleChain(
+    list(zip(functions[::2], functions[1::2])), backward=Rebuild(loop=True), coupling=Marked()
+  )
   chain.build([(None, 4), (None, 4)])
   graph, _ = traced_gradients(chain, [tf.ones([6, 4])] * 2)
   assert len(rebuilt_streams(graph)) == 1  # x2: those in the loop are in a graph of their own.
@@ -148,7 +148,7 @@ def test_streams_keep_their_dtype_when_functions_compute_in_half_precision():
   for function in chain.functions:
     forward, rebuilt = function.inputs
     assert np.mean(np.asarray(forward) == np.asarray(rebuilt)) > 0.98  # Up to a rounding of float32.
-  chain.manual_gradients = False
+  chain.backward = Store()
   expected = gradients_of(chain, streams, state)
   assert_close(actual[0], expected[0], 1e-6)
   assert_close(actual[1], expected[1], 2e-2)  # bfloat16 has 8 bits.
@@ -156,10 +156,10 @@ def test_streams_keep_their_dtype_when_functions_compute_in_half_precision():
 
 def test_a_loop_has_the_ops_of_one_unit_whatever_the_depth():
   ops = {}
-  for pairs in (2, 5):
-    for form in FORMS:
-      chain, streams = make_chain(pairs)
-      chain.form = form
+  for units in (2, 5):
+    for loop in (False, True):
+      chain, streams = make_chain(units)
+      chain.backward = Rebuild(loop=loop)
       state = values(chain.non_trainable_variables)
       graphs = []
 
@@ -170,34 +170,45 @@ def test_a_loop_has_the_ops_of_one_unit_whatever_the_depth():
 
       gradients_of(chain, streams, state, traced)
       (graph,) = graphs
-      ops[pairs, form] = collections.Counter(op.type for op in all_ops(graph))
+      ops[units, loop] = collections.Counter(op.type for op in all_ops(graph))
   products = {case: (counts["MatMul"], counts["Tanh"]) for case, counts in ops.items()}
   # Each function: a product forward, one again, two for its gradients.
-  assert products[2, "unrolled"] == (2 * 2 * 4, 2 * 2 * 2)
-  assert products[5, "unrolled"] == (5 * 2 * 4, 5 * 2 * 2)
-  assert products[2, "while_loop"] == (2 * 4, 2 * 2)
+  assert products[2, False] == (2 * 2 * 4, 2 * 2 * 2)
+  assert products[5, False] == (5 * 2 * 4, 5 * 2 * 2)
+  assert products[2, True] == (2 * 4, 2 * 2)
   variables = {"Placeholder", "ReadVariableOp", "Identity", "AssignVariableOp"}  # Reading and updating them.
-  shallow, deep = (
-    {k: n for k, n in ops[pairs, "while_loop"].items() if k not in variables} for pairs in (2, 5)
-  )
+  shallow, deep = ({k: n for k, n in ops[units, True].items() if k not in variables} for units in (2, 5))
   assert shallow == deep
 
 
-def test_a_loop_over_units_that_differ_is_refused():
-  pairs = [(Counted(5), Counted(8)), (Counted(5), Counted(8)), (Counted(5), Counted(8, rate=0.5))]
-  with pytest.raises(ValueError, match="'while_loop' needs units after unit 0 that are alike.*but G of unit 2"):
-    ReversibleChain(pairs, form="while_loop")
-  with pytest.raises(ValueError, match="form must be one of unrolled, while_loop, got 'scan'"):
-    ReversibleChain(pairs, form="scan")
+def loops(chain, streams):
+  """How many loops a step's graph has."""
+  graph, _ = traced_gradients(chain, streams)
+  return sum(op.type in ("While", "StatelessWhile") for op in graph.get_operations())
+
+
+def test_rows_of_units_that_are_alike_are_loops_and_others_are_unrolled():
+  keras.utils.set_random_seed(3)
+  rates = (0.5, 0.2, 0.2, 0.2, 0.4, 0.3, 0.3)  # A row of three, and one of two.
+  chain = ReversibleChain([(Counted(5), Counted(8, rate)) for rate in rates], backward=Rebuild(loop=True))
+  chain.build([(None, 5), (None, 8)])
+  for function in chain.functions:
+    function.inputs.clear()
+  streams = [tf.constant(np.random.RandomState(7).normal(size=(6, width)), tf.float32) for width in (5, 8)]
+  assert loops(chain, streams) == 2 * 2  # forward and back
+  traced = [3 * (len(function.inputs) > 0) for function in chain.functions]
+  assert traced == [len(function.inputs) for function in chain.functions]  # Inspected, forward, back.
+  assert [n > 0 for n in traced[::2]] == [True, True, False, False, True, True, False]
+  assert_as_ordinary(chain, streams, tf.function, 1e-4)
 
 
 def test_frozen_functions_and_unused_weights_have_no_or_zero_gradients():
-  chain, streams = make_chain(pairs=1)
+  chain, streams = make_chain(units=1)
   chain.functions[0].trainable = False
   state = values(chain.non_trainable_variables)
   _, gradients, _ = gradients_of(chain, streams, state)
   assert len(gradients) == 2 + len(chain.functions[1].trainable_variables)
-  chain.manual_gradients = False
+  chain.backward = Store()
   assert_close(gradients, gradients_of(chain, streams, state)[1], 1e-12)
 
 
@@ -212,17 +223,19 @@ def test_nothing_moves_outside_training():
 
 
 def test_chain_survives_serialisation():
-  pairs = [(keras.layers.Dense(4, name="f"), keras.layers.Dense(4, name="g"))]
-  chain = ReversibleChain(pairs, manual_gradients=False, form="while_loop", name="chain")
-  copy = ReversibleChain.from_config(chain.get_config())
-  assert copy.get_config() == chain.get_config()
-  assert (copy.name, copy.manual_gradients, copy.form, len(copy.functions)) == ("chain", False, "while_loop", 2)
+  for backward in (Store(), Rebuild(), Rebuild(2e9), Rebuild("auto", loop=True)):
+    units = [(keras.layers.Dense(4, name="f"), keras.layers.Dense(4, name="g")), Swap()]
+    chain = ReversibleChain(units, backward=backward, log_det=True, grid_bits=14, name="chain")
+    copy = ReversibleChain.from_config(chain.get_config())
+    assert copy.get_config() == chain.get_config()
+    assert (copy.name, copy.backward, copy.log_det, copy.grid_bits) == ("chain", backward, True, 14)
+    assert (len(copy.units), len(copy.functions)) == (2, 2)
 
 
 def test_chain_in_a_functional_model():
   inputs = keras.Input([8])
-  pairs = [(keras.layers.Dense(4), keras.layers.Dense(4)) for _ in range(2)]
-  streams = ReversibleChain(pairs)(tuple(keras.ops.split(inputs, 2, axis=-1)))
+  units = [(keras.layers.Dense(4), keras.layers.Dense(4)) for _ in range(2)]
+  streams = ReversibleChain(units)(tuple(keras.ops.split(inputs, 2, axis=-1)))
   model = keras.Model(inputs, keras.layers.Dense(1)(keras.ops.concatenate(streams, axis=-1)))
   model.compile("sgd", "mse")
   x = np.random.RandomState(8).normal(size=(32, 8)).astype("float32")
@@ -230,9 +243,13 @@ def test_chain_in_a_functional_model():
   assert losses[-1] < losses[0]
 
 
-def test_pairs_that_are_not_pairs_are_refused():
-  with pytest.raises(ValueError, match="pairs must be a list of"):
-    ReversibleChain([(keras.layers.Dense(4),)])
+def test_units_that_are_none_are_refused():
+  with pytest.raises(
+    ValueError, match=r"units must be a list of \(F, G\) and of Invertible layers; unit 1 is .*Dense"
+  ):
+    ReversibleChain([Swap(), (keras.layers.Dense(4),)])
+  with pytest.raises(ValueError, match="unit 0 is <Dense"):
+    ReversibleChain([keras.layers.Dense(4)])
 
 
 def test_the_engine_is_a_package_of_its_own():

@@ -10,6 +10,7 @@ from chains import (
   ancestors,
   assert_as_ordinary,
   gradients_of,
+  keeping,
   make_chain,
   rebuilt_streams,
   run_ops,
@@ -17,7 +18,7 @@ from chains import (
 )
 from helpers import assert_close, values
 
-from resnet.reversible import Additive, ReversibleChain, Scaled, Shortcut
+from resnet.reversible import Additive, Rebuild, ReversibleChain, Scaled, Shortcut, Store
 
 
 def shortcut_chain(changing=(0,), units=3, function=Counted, **kwargs):
@@ -41,19 +42,21 @@ def shortcut_chain(changing=(0,), units=3, function=Counted, **kwargs):
 
 @pytest.mark.parametrize("run", [lambda f: f, tf.function], ids=["eager", "graph"])
 @pytest.mark.parametrize(
-  ("changing", "options"),
+  ("changing", "units", "loop", "kept"),
   [
-    ((0,), {}),
-    ((0, 2), {"overlap": True}),
-    ((1,), {"kept_streams": 2}),
-    ((0, 1), {"stored_units": 2}),
-    ((0,), {"form": "while_loop"}),
-    ((0,), {"form": "while_loop", "units": 1}),
+    ((0,), 3, False, {}),
+    ((0, 2), 3, False, {}),
+    ((1,), 3, False, {"streams": 2}),
+    ((0, 1), 3, False, {"everything": 2}),
+    ((0,), 3, True, {}),
+    ((0,), 1, True, {}),
+    ((2,), 5, True, {}),
   ],
   ids=str,
 )
-def test_gradients_are_those_of_ordinary_backprop(run, changing, options):
-  chain, streams = shortcut_chain(changing, **options)
+def test_gradients_are_those_of_ordinary_backprop(run, changing, units, loop, kept):
+  chain, streams = shortcut_chain(changing, units, backward=Rebuild(loop=loop))
+  chain = keeping(chain, **kept) if kept else chain
   y1, y2 = chain(streams)
   assert (y1.shape[1], y2.shape[1]) == (5 + len(changing), 8 + len(changing))
   assert chain.compute_output_shape([(None, 5), (None, 8)]) == [(None, y1.shape[1]), (None, y2.shape[1])]
@@ -63,7 +66,7 @@ def test_gradients_are_those_of_ordinary_backprop(run, changing, options):
 def test_a_loop_comes_after_a_first_unit_of_another_kind():
   keras.utils.set_random_seed(2)
   pairs = [(Counted(5), Counted(8, rate=0.5)), *((Counted(5), Counted(8)) for _ in range(3))]
-  chain = ReversibleChain(pairs, form="while_loop")
+  chain = ReversibleChain(pairs, backward=Rebuild(loop=True))
   chain.build([(None, 5), (None, 8)])
   for function in chain.functions:
     function.inputs.clear()
@@ -73,13 +76,13 @@ def test_a_loop_comes_after_a_first_unit_of_another_kind():
   assert [len(function.inputs) for function in chain.functions] == [3] * 4 + [
     0
   ] * 4  # Inspected, forward, back.
-  chain.manual_gradients = False
+  chain.backward = Store()
   for one, other in zip(looped, gradients_of(chain, streams, state, tf.function), strict=True):
     assert_close(one, other, 1e-4)
 
 
 def test_the_layer_on_the_shortcut_does_not_run_again_and_f_waits_for_g():
-  chain, streams = shortcut_chain((0,), units=1, overlap=True)
+  chain, streams = shortcut_chain((0,), units=1)
   graph, d_weights = traced_gradients(chain, streams)
   # A Dense in each function, which its output does not need again, and one on each shortcut; and gradients.
   forward, of_weights, of_inputs = 4, 4, 4
@@ -96,8 +99,6 @@ def test_what_has_no_inverse_is_refused_or_left_out():
     chain.inverse(chain(streams))
   error = float(chain.reconstruction_error(streams))
   assert 0 < error < 1e-14
-  with pytest.raises(ValueError, match="needs units after unit 0 that are alike and can be undone"):
-    shortcut_chain((1,), form="while_loop")
   pairs = [(keras.layers.Dense(4), keras.layers.Dense(8))]
   chain = ReversibleChain(pairs, coupling=[Shortcut(keras.layers.Dense(6)), Additive()])
   with pytest.raises(ValueError, match=r"F of unit 0 .* gives shape \(None, 4\) to a stream of .*\(None, 6\)"):
@@ -130,6 +131,7 @@ def test_on_a_grid_a_shortcut_gives_numbers_on_the_grid():
 def test_streams_kept_by_a_plain_chain_are_not_rebuilt():
   rebuilt = []
   for kept in (0, 2):
-    graph, _ = traced_gradients(*make_chain(3, kept_streams=kept, coupling=Marked()))
+    chain, streams = make_chain(3, coupling=Marked())
+    graph, _ = traced_gradients(keeping(chain, streams=kept), streams)
     rebuilt.append(len(rebuilt_streams(graph)))
   assert rebuilt == [5, 1]  # Two streams of each unit that does not keep them, but for the first x1.

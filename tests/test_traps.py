@@ -7,10 +7,9 @@ import tensorflow as tf
 from helpers import assert_close, values
 
 from resnet.reversible import Affine, Recompute, ReversibleChain, Scaled, recompute
-from resnet.reversible.chain import FORMS
 
 eager_and_graph = pytest.mark.parametrize("run", [lambda f: f, tf.function], ids=["eager", "graph"])
-both_forms = pytest.mark.parametrize("form", FORMS)
+both_forms = pytest.mark.parametrize("loop", [False, True])
 
 
 def dense(**kwargs):
@@ -56,8 +55,8 @@ def test_half_precision_streams_are_widened(half, policy):
 
 @both_forms
 @eager_and_graph
-def test_gradients_of_gradients_are_refused(form, run):
-  chain = ReversibleChain([(dense(), dense()) for _ in range(2)], form=form, dtype="float64")
+def test_gradients_of_gradients_are_refused(loop, run):
+  chain = ReversibleChain([(dense(), dense()) for _ in range(2)], backward=Rebuild(loop=loop), dtype="float64")
   chain.build([(None, 4), (None, 4)])
 
   @run
@@ -75,7 +74,7 @@ def test_gradients_of_gradients_are_refused(form, run):
     NotImplementedError, match="gradients of gradients through ReversibleChain '.*manual_gradients"
   ):
     second_order(*random_streams())
-  chain.manual_gradients = False
+  chain.backward = Store()
   assert np.any(second_order(*random_streams())[1] != 0)
 
 
@@ -118,9 +117,9 @@ DRAWING = {
 @both_forms
 @eager_and_graph
 @pytest.mark.parametrize("op", DRAWING)
-def test_random_numbers_that_would_be_drawn_again_are_refused(op, run, form):
+def test_random_numbers_that_would_be_drawn_again_are_refused(op, run, loop):
   pairs = [(dense(), FromCall(DRAWING[op], dtype="float64", name="noisy")) for _ in range(2)]
-  chain = ReversibleChain(pairs, form=form, dtype="float64")
+  chain = ReversibleChain(pairs, backward=Rebuild(loop=loop), dtype="float64")
   call = run(lambda *streams: chain(streams))
   with pytest.raises(ValueError, match=f"G of unit 0 .'noisy'. draws random numbers .* op {op}.*SeedGenerator"):
     call(*random_streams())
@@ -144,11 +143,11 @@ def test_variables_that_would_change_twice_are_refused(run):
 
 
 @both_forms
-def test_tensors_that_no_gradient_would_reach_are_refused_in_graphs(form):
+def test_tensors_that_no_gradient_would_reach_are_refused_in_graphs(loop):
   scale = tf.Variable(2.0, dtype=tf.float64)
   held = {}
   pairs = [(dense(), FromCall(lambda x: x * held["scale"], dtype="float64")) for _ in range(2)]
-  chain = ReversibleChain(pairs, form=form, dtype="float64")
+  chain = ReversibleChain(pairs, backward=Rebuild(loop=loop), dtype="float64")
   held["scale"] = tf.constant(np.full([5, 4], 3.0))  # A constant is no trap.
   chain.build([(5, 4), (5, 4)])
 
@@ -192,18 +191,18 @@ def test_losses_that_would_be_lost_are_refused(run):
   chain.build([(None, 4), (None, 4)])
   with pytest.raises(ValueError, match="F of unit 0 .'regularized'. adds a loss .*, which would be lost"):
     run(lambda *streams: chain(streams))(*random_streams())
-  chain.manual_gradients = False  # Plain Keras.
+  chain.backward = Store()  # Plain Keras.
   chain(random_streams())
   assert len(chain.losses) == 1
 
 
 @both_forms
-def test_layers_that_units_share_see_the_state_as_the_unit_before_left_it(form):
+def test_layers_that_units_share_see_the_state_as_the_unit_before_left_it(loop):
   shared = keras.layers.Dropout(0.5, seed=3, dtype="float64")
-  chain = ReversibleChain([(shared, dense()) for _ in range(2)], form=form, dtype="float64")
+  chain = ReversibleChain([(shared, dense()) for _ in range(2)], backward=Rebuild(loop=loop), dtype="float64")
   x1, x2 = random_streams()
   chain.build([(None, 4), (None, 4)])
-  if form == "while_loop":
+  if loop:
     with pytest.raises(
       ValueError, match="needs functions whose states are their own, but F of unit 0 .* shares"
     ):

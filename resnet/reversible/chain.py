@@ -122,7 +122,7 @@ class ReversibleChain(keras.layers.Layer):
     self.dtype_policy = keras.DTypePolicy(self.variable_dtype)  # Variables are read as they are.
     self.supports_masking = True
     require_units(units, Invertible)
-    self.units = list(units)
+    self.units = [unit if isinstance(unit, Invertible) else tuple(unit) for unit in units]
     self.functions = [function for unit in units if isinstance(unit, list | tuple) for function in unit]
     self.couplings = couplings_of(coupling, len(self.functions))
     self.backward = Rebuild() if backward is None else backward

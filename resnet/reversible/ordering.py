@@ -25,9 +25,9 @@ from resnet.reversible.private_apis import is_compiled_by_xla, optimization_barr
 
 def wait_for(done: Tensors, tensors: Tensors) -> Tensors:
   """`tensors`, whose users in a graph wait until all of `done` is computed. None among them stays None."""
-  if tf.executing_eagerly():
-    return tensors
   awaited, given = ([t for t in tf.nest.flatten(some) if t is not None] for some in (done, tensors))
+  if tf.executing_eagerly() or not given:
+    return tensors
   if is_compiled_by_xla(tf.compat.v1.get_default_graph()):
     # XLA ignores control dependencies, but all results of a barrier depend on all of its operands.
     gated = custom_vjp(
