@@ -1,6 +1,6 @@
 """A normalising flow of Glow's steps, fitted to two moons by maximum likelihood.
 
-Shows `Affine`, `ActNorm`, `InvertibleDense`, `log_det`, sampling by `inverse`, and a training loop of one's own.
+Shows `Affine`, `ActNorm`, `InvertibleDense`, `log_det`, samples by `inverse`, and a training loop of one's own.
 
 PYTHONPATH=. python examples/affine_flow.py moons.png
 
