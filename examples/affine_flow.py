@@ -1,10 +1,10 @@
-"""A normalising flow of affine couplings, fitted to two moons by maximum likelihood.
+"""A normalising flow of Glow's steps, fitted to two moons by maximum likelihood.
 
-Shows a chain's `log_det`, its `inverse`, which makes samples of noise, and training in a loop of one's own.
+Shows `Affine`, `ActNorm`, `InvertibleDense`, `log_det`, samples by `inverse`, and a training loop of one's own.
 
 PYTHONPATH=. python examples/affine_flow.py moons.png
 
-Source: Dinh, Sohl-Dickstein, Bengio 2017, "Density estimation using Real NVP".
+Source: Kingma, Dhariwal 2018, "Glow: Generative Flow with Invertible 1x1 Convolutions".
 """
 
 import math
@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras.layers import Dense
 from matplotlib.figure import Figure
 
-from resnet.reversible import Affine, ReversibleChain
+from resnet.reversible import ActNorm, Affine, InvertibleDense, ReversibleChain
 
 NOISE = 0.1
 
@@ -49,8 +49,8 @@ def make_chain(units: int, width: int) -> ReversibleChain:
   def function():  # (s, t), both 0 at first.
     return keras.Sequential([Dense(width, "relu"), Dense(width, "relu"), Dense(2, kernel_initializer="zeros")])
 
-  pairs = [(function(), function()) for _ in range(units)]
-  return ReversibleChain(pairs, coupling=Affine(bound=2.0), log_det=True)
+  steps = [(ActNorm(), InvertibleDense(), (function(), function())) for _ in range(units)]
+  return ReversibleChain(sum(steps, ()), coupling=Affine(bound=2.0), log_det=True)
 
 
 def draw(chain: ReversibleChain, points: np.ndarray, samples: np.ndarray, output: str) -> None:

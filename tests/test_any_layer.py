@@ -67,7 +67,9 @@ class Cross(keras.layers.Layer):
 @both_forms
 @eager_and_graph
 def test_a_tensor_that_is_two_arguments_has_its_whole_gradient_once(loop, run):
-  chain = ReversibleChain([[Cross(dtype="float64") for _ in "FG"] for _ in "12"], backward=Rebuild(loop=loop), dtype="float64")
+  chain = ReversibleChain(
+    [[Cross(dtype="float64") for _ in "FG"] for _ in "12"], backward=Rebuild(loop=loop), dtype="float64"
+  )
   chain.build([(2, 3, 4)] * 2)
   x, y, m = (random(2, 3, 4, seed=seed) for seed in range(3))
   found = []
@@ -155,7 +157,9 @@ WHERE = {
 def test_gradients_in_control_flow(where, loop):
   kept = {"kept_outputs": 1, "kept_streams": 1} if not loop else {}
   coupling = Scaled(0.9, trained=True)
-  chain = ReversibleChain([(Conditioned(), Conditioned()) for _ in "12"], backward=Rebuild(loop=loop), coupling=coupling, **kept)
+  chain = ReversibleChain(
+    [(Conditioned(), Conditioned()) for _ in "12"], backward=Rebuild(loop=loop), coupling=coupling, **kept
+  )
   chain.build([(None, 4)] * 2)
   x, time = (random(3, 4, seed=1), random(3, 4, seed=2)), random(1, 4, seed=3)
   assert len(chain.weights) == 4 * 3
@@ -198,7 +202,9 @@ def test_nested_in_control_flow_under_a_persistent_tape(inner, where):
 @both_forms
 @pytest.mark.parametrize("jit", [False, True])
 def test_two_gradients_of_a_tape_around_a_compiled_function(loop, jit):
-  chain = ReversibleChain([(Recompute(dense()), dense()) for _ in "12"], backward=Rebuild(loop=loop), dtype="float64")
+  chain = ReversibleChain(
+    [(Recompute(dense()), dense()) for _ in "12"], backward=Rebuild(loop=loop), dtype="float64"
+  )
   chain.build([(None, 4)] * 2)
   compiled = tf.function(lambda *x: chain(x), jit_compile=jit, autograph=False)
   x = random(3, 4, seed=1), random(3, 4, seed=2)
@@ -251,7 +257,9 @@ def test_masks_are_those_of_plain_keras(kind, loop, run):
   keras.utils.set_random_seed(0)
   tokens = tf.constant([[1, 2, 0, 0, 0], [1, 2, 3, 4, 1]])
   embeddings = [keras.layers.Embedding(5, 4, mask_zero=True, dtype="float64") for _ in "12"]
-  chain = ReversibleChain([(MASKED[kind](), dense()) for _ in "123"], backward=Rebuild(loop=loop), dtype="float64")
+  chain = ReversibleChain(
+    [(MASKED[kind](), dense()) for _ in "123"], backward=Rebuild(loop=loop), dtype="float64"
+  )
   chain.build([(2, 5, 4)] * 2)
   masks = []
 

@@ -200,6 +200,17 @@ class ReversibleChain(keras.layers.Layer):
           found.append((with_mask(streams[0], masks[0]), with_mask(streams[1], masks[1])))
     return found
 
+  def adapt(self, inputs: Sequence[tf.Tensor], training: bool = False, mask: Any = None, **kwargs: Any) -> None:
+    """Adapts each invertible layer that has `adapt`, such as `ActNorm`, to the streams that come to it.
+
+    Takes the arguments of a call.
+    """
+    streams, masks, call = self._prepare(inputs, training, mask, kwargs)
+    for step in self._steps():
+      if isinstance(step, InvertibleStep) and hasattr(step.layer, "adapt"):
+        step.layer.adapt(streams)
+      streams, masks = run_plainly([step], streams, masks, call)
+
   def inverse(
     self, outputs: Sequence[tf.Tensor], training: bool = False, mask: Any = None, **kwargs: Any
   ) -> tuple[tf.Tensor, ...]:

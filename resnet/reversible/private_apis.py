@@ -26,6 +26,8 @@ is_watched = record.should_record_backprop
 stop_recording = record.stop_recording
 # (tensor): the mask that Keras has attached to it, or None; (tensor, mask): attaches it.
 keras_mask, set_keras_mask = backend.get_keras_mask, backend.set_keras_mask
+# (function, KerasTensors): what the function gives, as KerasTensors.
+symbolic_outputs = backend.compute_output_spec
 
 
 def has_tangents(tensors: Sequence[tf.Tensor]) -> bool:
