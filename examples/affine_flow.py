@@ -49,8 +49,8 @@ def make_chain(units: int, width: int) -> ReversibleChain:
   def function():  # (s, t), both 0 at first.
     return keras.Sequential([Dense(width, "relu"), Dense(width, "relu"), Dense(2, kernel_initializer="zeros")])
 
-  steps = [(ActNorm(), InvertibleDense(), (function(), function())) for _ in range(units)]
-  return ReversibleChain(sum(steps, ()), coupling=Affine(bound=2.0), log_det=True)
+  steps = [step for _ in range(units) for step in (ActNorm(), InvertibleDense(), (function(), function()))]
+  return ReversibleChain(steps, coupling=Affine(bound=2.0), log_det=True)
 
 
 def draw(chain: ReversibleChain, points: np.ndarray, samples: np.ndarray, output: str) -> None:
@@ -74,6 +74,7 @@ def main(output: str, units: int = 6, width: int = 64, steps: int = 4000) -> tup
   random = np.random.RandomState(0)
   chain = make_chain(units, width)
   chain.build([(None, 1), (None, 1)])
+  chain.adapt(tf.split(make_points(1000, random), 2, axis=-1))
   optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-3, steps))
   optimizer.build(chain.trainable_variables)
 
