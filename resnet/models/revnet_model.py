@@ -1,7 +1,7 @@
 """The reversible residual network (Gomez et al. 2017).
 
-The channels are split into two streams, x1 and x2. The units form one reversible chain. The first unit of a stage
-may change the streams' shape and so cannot be undone: the streams before it are kept.
+The channels are split into two streams, x1 and x2. The units form one reversible chain. The first unit of a
+stage may change the streams' shape and so cannot be undone: the streams before it are kept.
 """
 
 import itertools
@@ -21,9 +21,9 @@ from resnet.reversible.checks import require_streams
 class RevNet(ResNet):
   """Reversible residual network: images [N, H, W, C] -> logits [N, num_classes], both float32.
 
-  With config.manual_gradients only one activation a stage, and what fits config.activation_memory, are stored for
-  the backward pass. Without it all activations are, as in ordinary backpropagation. Outputs, gradients and moving
-  statistics are the same.
+  With config.manual_gradients only one activation a stage, and what config.activation_memory allows, are stored
+  for the backward pass. Without it all activations are, as in ordinary backpropagation. Outputs, gradients and
+  moving statistics are the same.
 
   Args:
     config: a Config, or its fields as a dict.

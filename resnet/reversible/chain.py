@@ -61,9 +61,9 @@ class ReversibleChain(keras.layers.Layer):
   """Reversible units run one after the other, backpropagated without storing their activations.
 
   Args:
-    units: (F, G), Keras layers, and `Invertible` layers between them. F maps the shape of x2 to that of x1, G the
-      shape of x1 to that of x2. Layers that are built already keep their variables' names; the others are built
-      with the chain, in its scope.
+    units: (F, G), Keras layers, and `Invertible` layers between them. F maps the shape of x2 to that of x1, G
+      the shape of x1 to that of x2. Layers that are built already keep their variables' names; the others are
+      built with the chain, in its scope.
     coupling: how functions change streams, see coupling.py: one coupling, or a tuple of two, for the Fs and for
       the Gs, of which each function gets a copy of its own; or a list of one for each function. By default
       `Additive()`.
@@ -89,12 +89,12 @@ class ReversibleChain(keras.layers.Layer):
     (y1, y2), of the shapes of (x1, x2) unless a step changes them, float32 at least; with log_det
     (y1, y2, `log|det dy/dx|`), the last [N].
 
-  Limits: the recomputation of a function has its weights, its state, its stream and these arguments as they were.
-  Whatever else a function would take from outside, or do beside returning its output, is refused.
+  Limits: the recomputation of a function has its weights, its state, its stream and these arguments as they
+  were. Whatever else a function would take from outside, or do beside returning its output, is refused.
 
   Raises:
-    ValueError: an argument is none of these; shapes do not fit; or a function cannot be run twice, or a gradient
-      or loss of it would be lost, see docs/reversible.md.
+    ValueError: an argument is none of these; shapes do not fit; or a function cannot be run twice, or a
+      gradient or loss of it would be lost, see docs/reversible.md.
     NotImplementedError: gradients of `Rebuild` are differentiated in turn, or in forward mode.
 
   Source: Gomez et al. 2017, section 3.
@@ -135,7 +135,7 @@ class ReversibleChain(keras.layers.Layer):
       inexact = [one for one in self.couplings if one.invertible and not one.exact]
       for one in (*inexact, *(layer for layer in invertible if not layer.exact)):
         raise ValueError(
-          f"grid_bits needs couplings and layers that add, negate or move numbers alone, got {type(one).__name__}"
+          f"grid_bits needs couplings and layers that add, negate or move numbers, got {type(one).__name__}"
         )
     self.log_det = log_det
     self.grid_bits = grid_bits
@@ -184,10 +184,10 @@ class ReversibleChain(keras.layers.Layer):
     mask: Any = None,
     **kwargs: Any,
   ) -> list[tuple[tf.Tensor, tf.Tensor]]:
-    """The streams after each of some units, such as the last ones of the stages of a network: a call up to there.
+    """The streams after each of some units, such as the last ones of a network's stages.
 
     Args:
-      units: their numbers, from 0, in increasing order. The backward pass stores the streams after them as well.
+      units: their numbers, from 0, increasing. The backward pass stores the streams after them as well.
       inputs, training, mask, kwargs: as of a call.
     """
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
@@ -237,10 +237,10 @@ class ReversibleChain(keras.layers.Layer):
   ) -> tf.Tensor:
     """The norm of the error of the rebuilt streams over that of the streams, [stretches].
 
-    A stretch is a row of steps that can be undone. It begins at the inputs, or at streams that are kept since the
-    step before cannot be undone (`Shortcut`). Takes the arguments of a call. Runs forward, and back as the
-    backward pass does; assigns nothing. The errors of an exact chain are 0 unless streams have left the grid's
-    range or a function does not repeat itself.
+    A stretch is a row of steps that can be undone. It begins at the inputs, or after a step that cannot be
+    (`Shortcut`), whose streams are kept. Takes the arguments of a call. Runs forward, and back as the backward
+    pass does; assigns nothing. The errors of an exact chain are 0 unless streams have left the grid's range or
+    a function does not repeat itself.
     """
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
     streams, errors = [on_grid(stream, self.grid_bits) for stream in streams], []
@@ -269,9 +269,11 @@ class ReversibleChain(keras.layers.Layer):
       return self._plan(call, self._entering(streams), masks)
 
   def _plan(self, call: Call, streams: Streams, masks: list[Mask]) -> ActivationPlan:
-    keep = self.backward.keep if isinstance(self.backward, Rebuild) else "all"
-    if self.backward == Rebuild(loop=True) or (isinstance(keep, float | int) and streams[0].shape[0] is None):
-      keep = "least"
+    keep: str | float = "all"
+    if isinstance(self.backward, Rebuild):
+      keep = "least" if self.backward.loop else self.backward.keep
+    if not all(x.shape[isinstance(keep, str) :].is_fully_defined() for x in streams[:2]):
+      keep = "least"  # What is not known cannot be planned; of how many examples only amounts of memory ask.
     key = str((keep, call.key, [(x.dtype, x.shape) for x in streams], [mask is None for mask in masks]))
     plans = _plans.setdefault(self, {})
     if key not in plans:
@@ -349,7 +351,7 @@ class ReversibleChain(keras.layers.Layer):
     ]
 
   def _rows(self) -> list[int | None]:
-    """For each unit the number of the row of units that are alike, for a loop; None for one that stands alone."""
+    """For each unit the number of the row of units that are alike, a loop; None for one that stands alone."""
     units = [list(unit) for _, unit in itertools.groupby(self._steps(), lambda step: step.unit)]
     alike = [
       "".join(likeness(step.layers) for step in unit) if all(step.invertible for step in unit) else number

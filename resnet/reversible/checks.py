@@ -81,8 +81,8 @@ def require_shapes(name: str, parts: Sequence[Any], shape: Any) -> None:
   for part in parts:
     if not tf.TensorShape(part.shape).is_compatible_with(shape):
       raise ValueError(
-        f"{name} gives shape {tuple(part.shape)} to a stream of shape {tuple(shape)}; F maps x2 to the shape of "
-        "x1, G maps y1 to that of x2"
+        f"{name} gives shape {tuple(part.shape)} to a stream of shape {tuple(shape)}; F maps x2 to the shape "
+        "of x1, G maps y1 to that of x2"
       )
 
 

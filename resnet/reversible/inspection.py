@@ -1,4 +1,4 @@
-"""What a recomputation would not repeat, or whose gradient would be lost: found before the first run, and refused.
+"""What a recomputation would not repeat, or whose gradient would be lost: refused before the first run.
 
 A function is traced into a scratch graph, of its explicit arguments alone. There all that it does can be
 seen, in eager mode as well.
@@ -16,8 +16,8 @@ from resnet.reversible.custom_vjp import Tensors, boundaries
 from resnet.reversible.private_apis import functions_called, number_of_results, scratch_graph, variable_name
 
 # By how the type of a stateful op begins: ops that draw from a generator with a state of its own; that change a
-# variable; and those that do nothing of what would matter in a recomputation: they read, call functions (which are
-# looked into), print, or speak to other devices.
+# variable; and those that do nothing of what would matter in a recomputation: they read, call functions (which
+# are looked into), print, or speak to other devices.
 _RANDOM = ("Random", "TruncatedNormal", "ParameterizedTruncatedNormal", "Multinomial", "Rng") + ("Stateful",)
 _ASSIGNING = ("Assign", "Resource")
 _HARMLESS = ("ReadVariableOp", "ResourceGather", "VarIsInitializedOp", "VariableShape", "LookupTable") + (

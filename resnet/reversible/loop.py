@@ -1,4 +1,4 @@
-"""Units that are alike as a `tf.while_loop` over stacked weights and states: a graph of the size of one unit's."""
+"""Units that are alike, as a `tf.while_loop` over stacked weights and states: a graph as large as one unit's."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ def run_loop(
     ValueError: units share a layer whose state changes; change which streams carry masks; or speak to other
       devices.
   """
-  # The steps of the first unit stand for all. Of each of them, every weight and state is stacked over the units.
+  # The steps of the first unit stand for all. Their weights and states are stacked over the units.
   steps, order = units[0], range(len(units))
   weights, states = (
     [[tf.stack(entries) for entries in zip(*same, strict=True)] for same in zip(*of_units, strict=True)]
@@ -46,7 +46,7 @@ def run_loop(
     streams, after, updates, residuals = forward(unit(index, weights, states, context), streams, before)
     if [mask is not None for mask in after] != masked:
       raise ValueError(
-        f"loop=True needs units that hand Keras' masks on, but behind {steps[0].step.name} and the step after it "
+        f"loop=True needs units that hand Keras' masks on, but after that of {steps[0].step.name} "
         f"the streams carry {_names(after)}, before it {_names(before)}; set supports_masking = True in these "
         "layers, or loop=False"
       )
@@ -93,8 +93,8 @@ def _unstacked(units: list[list[StatelessStep]], updates: Entries) -> list[Entri
     for unit in units:
       if changed.count(id(variable := unit[k].layers.variables[i])) > 1:
         raise ValueError(
-          f"loop=True needs functions whose states are their own, but {unit[k].step.name} shares {variable.path!r}, "
-          "which changes, with another function; use loop=False"
+          f"loop=True needs functions whose states are their own, but {unit[k].step.name} shares "
+          f"{variable.path!r}, which changes, with another function; use loop=False"
         )
   of_units = {key: tf.unstack(tensor, len(units)) for key, tensor in updates.items()}
   return [{key: tensors[n] for key, tensors in of_units.items()} for n in range(len(units))]

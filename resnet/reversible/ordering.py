@@ -1,9 +1,9 @@
 """What waits for what in the backward pass. Nothing else in this package orders operations.
 
-In a graph an operation runs as soon as its inputs are there. Rebuilding a stream needs no gradient, so all units
-would be rebuilt before the first gradient is taken, and all activations be there at once after all. So
+In a graph an operation runs as soon as its inputs are there. Rebuilding a stream needs no gradient, so all
+units would be rebuilt before the first gradient is taken, and all activations be there at once after all. So
 
-1. nothing is rebuilt before the gradients of the outputs are there: they are what the backward pass begins with;
+1. nothing is rebuilt before the gradients of the outputs are there, with which the backward pass begins;
 2. a step is not undone before all gradients of the step after it are done, those of its weights, too: then
    only one step's activations are there at a time;
 3. the gradients of a step are not taken before the stream that it changed is rebuilt, which frees what it is

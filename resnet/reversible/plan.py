@@ -2,17 +2,18 @@
 
 Each step may keep three things:
 
-- streams: those that it changes, which then are not rebuilt. What of the function only rebuilds them does not run
-  again: its last layer.
+- streams: those that it changes, which then are not rebuilt. What of the function serves this alone, its last
+  layer mostly, does not run again.
 - outputs: what layers within offer by `keep_output`. These layers run again for their gradients alone.
 - everything: as ordinary backpropagation does. Nothing runs again.
 
 A step's undoing is traced with each of these choices. The trace says what is kept, the most memory that it
-takes at a time, and how much is computed. Step by step, the choice that saves the most computation for a byte is
-taken, later steps first, since what they keep is freed sooner, as long as the peak stays within the budget.
+takes at a time, and how much is computed. Step by step, the choice that saves the most computation for a byte
+is taken, later steps first, since what they keep is freed sooner, as long as the peak stays within the budget.
 
-Literature: activation or checkpoint policies; rematerialisation (Chen et al. 2016; Jain et al. 2020, "Checkmate").
-Not known here: in which order a device runs what is free to run, and how its allocator divides memory.
+Literature: activation or checkpoint policies; rematerialisation (Chen et al. 2016, "Training Deep Nets with
+Sublinear Memory Cost"; Jain et al. 2020, "Checkmate"). Not known here: in which order a device runs what is
+free to run, and how its allocator divides memory.
 """
 
 import functools
@@ -58,8 +59,8 @@ class ActivationPlan(NamedTuple):
   """What each step of a chain keeps, and an estimate of what that takes.
 
   Attributes:
-    bytes: the most memory that activations and their gradients take in the backward pass, for the batch that was
-      planned for; for one example if that is unknown.
+    bytes: the most memory that activations and their gradients take in the backward pass, for the batch that
+      was planned for; for one example if that is unknown.
     least: the same if nothing is kept.
     kept: by each step.
   """
@@ -105,9 +106,13 @@ def make_plan(
   costs, after = _costs(steps, call, streams, masks, exact)
   kept = [NOTHING] * len(steps)
   least = _peak(kept, costs, after)
-  most = (
-    budget if isinstance(budget, int | float) else {"least": 0, "auto": AUTO * least, "all": math.inf}[budget]
-  )
+  if budget == "all":
+    best = [EVERYTHING] * len(steps)
+    return ActivationPlan(_peak(best, costs, after), least, tuple(best))
+  if isinstance(budget, str):
+    most = AUTO * least if budget == "auto" else 0
+  else:
+    most = budget / MARGIN
   best, size = list(kept), least
   while upgrades := [
     (saved / more, k, choice)

@@ -1,4 +1,4 @@
-"""Layers as functions of (weights, state, inputs), without side effects, which may be evaluated a second time."""
+"""Layers as functions of (weights, state, inputs), without side effects, which may be evaluated twice."""
 
 import contextlib
 import dataclasses
