@@ -50,7 +50,7 @@ from resnet.reversible.masks import Mask, passed_on, with_mask
 from resnet.reversible.plain import CouplingStep, InvertibleStep, Step, Streams, run_plainly
 from resnet.reversible.plan import NOTHING, ActivationPlan, Keep, keep_kinds, make_plan
 from resnet.reversible.private_apis import keras_mask, scratch_graph, show_to_checkpoints
-from resnet.reversible.segments import forward, rebuild, run_rebuilding, run_stored
+from resnet.reversible.segments import forward, given, rebuild, run_rebuilding, run_stored, values
 from resnet.reversible.step import Residuals, StatelessStep
 
 Unit = tuple[keras.layers.Layer, keras.layers.Layer] | Invertible
@@ -225,8 +225,9 @@ class ReversibleChain(keras.layers.Layer):
     streams, masks, call = self._prepare(outputs, training, mask, kwargs)
     steps = self._stateless(self._steps(), call)
     taken, _ = passed_on([step.step for step in steps], streams, masks)
-    residuals = [Residuals(step.layers.state(), mask) for step, mask in zip(steps, taken, strict=True)]
-    return tuple(rebuild(steps, streams, residuals, inverts=True))
+    weights, states = values(steps)
+    residuals = [Residuals(state, mask) for state, mask in zip(states, taken, strict=True)]
+    return tuple(rebuild(given(steps, weights, states, call.context), streams, residuals, inverts=True))
 
   def reconstruction_error(self, inputs: Sequence[tf.Tensor], **kwargs: Any) -> tf.Tensor:
     """The largest of `reconstruction_errors`, a scalar: how well the backward pass rebuilds streams."""
@@ -246,6 +247,7 @@ class ReversibleChain(keras.layers.Layer):
     streams, errors = [on_grid(stream, self.grid_bits) for stream in streams], []
     for invertible, stretch in itertools.groupby(self._steps(), lambda step: step.invertible):
       steps, before = self._stateless(list(stretch), call), streams
+      steps = given(steps, *values(steps), call.context)
       streams, masks, _, residuals = forward(steps, streams, masks)
       if invertible:
         rebuilt = rebuild(steps, streams, residuals)

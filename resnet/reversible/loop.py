@@ -1,4 +1,4 @@
-"""Units that are alike, as a `tf.while_loop` over stacked weights and states: a graph as large as one unit's."""
+"""Units that are alike, as a `tf.while_loop` over stacked weights and states: a graph of one unit's size."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -106,13 +106,10 @@ def make_plan(
   costs, after = _costs(steps, call, streams, masks, exact)
   kept = [NOTHING] * len(steps)
   least = _peak(kept, costs, after)
-  if budget == "all":
-    best = [EVERYTHING] * len(steps)
-    return ActivationPlan(_peak(best, costs, after), least, tuple(best))
-  if isinstance(budget, str):
-    most = AUTO * least if budget == "auto" else 0
-  else:
-    most = budget / MARGIN
+  if budget in ("least", "all"):
+    kept = kept if budget == "least" else [EVERYTHING] * len(steps)
+    return ActivationPlan(_peak(kept, costs, after), least, tuple(kept))
+  most = AUTO * least if isinstance(budget, str) else budget / MARGIN
   best, size = list(kept), least
   while upgrades := [
     (saved / more, k, choice)

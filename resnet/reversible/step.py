@@ -54,7 +54,7 @@ class Residuals:
 
 
 class StatelessStep:
-  """A step whose layers have given values.
+  """A step whose layers have given values: those that `given` was called with.
 
   Args:
     step: the step.
@@ -65,14 +65,16 @@ class StatelessStep:
     is_first: whether no step before it needs the streams as they were.
 
   Attributes:
-    layers: those of the step. Until `given` says otherwise, they have the values of their variables.
+    layers: those of the step.
   """
 
   def __init__(self, step: Step, call: Call, keep: Collection[str], keeps_streams: bool, is_first: bool):
     self.step, self._call, self._keep, self._is_first = step, call, keep, is_first
     self._keeps_streams = keeps_streams or not step.invertible
     self.layers = StatelessLayers(step.layers, step.name, keep)
-    self._weights, self._state, self._context = self.layers.weights(), self.layers.state(), call.context
+    self._weights: list[tf.Tensor] = []
+    self._state: list[tf.Tensor] = []
+    self._context: Context = []
 
   def given(self, weights: list[tf.Tensor], state: list[tf.Tensor], context: Context) -> "StatelessStep":
     """The same step with these values of the layers' weights and state, and of the call's float arguments."""
