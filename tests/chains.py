@@ -149,6 +149,12 @@ def traced_gradients(chain, streams):
   return traced.graph, [{producer(tensor) for tensor in tensors} for tensors in d_weights]
 
 
+def loops(chain, streams):
+  """How many loops a step's graph has: a row of units is one forward and one back."""
+  graph, _ = traced_gradients(chain, streams)
+  return sum(op.type in ("While", "StatelessWhile") for op in graph.get_operations())
+
+
 def run_ops(graph):
   """The ops that something a graph returns needs: TensorFlow runs no others."""
   found = {tensor.op for tensor in graph.outputs}
