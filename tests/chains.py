@@ -76,7 +76,7 @@ def keeping(chain, streams=0, outputs=0, everything=0):
   """The chain, of which so many last units keep what `Keep` says, whatever memory that takes."""
   last = range(len(chain.units), 0, -1)
   units = [EVERYTHING if k <= everything else Keep(k <= streams, k <= outputs) for k in last]
-  kept = tuple(units[number] for number, _ in chain._steps())
+  kept = tuple(units[step.unit] for step in chain._steps())
   chain.backward = Rebuild("auto")
   chain._plan = lambda *_: ActivationPlan(0, 0, kept)
   return chain
@@ -147,6 +147,12 @@ def traced_gradients(chain, streams):
   traced = gradients.get_concrete_function(*streams)
   d_weights = tf.nest.pack_sequence_as(traced.structured_outputs, traced.graph.outputs)
   return traced.graph, [{producer(tensor) for tensor in tensors} for tensors in d_weights]
+
+
+def loops(chain, streams):
+  """How many loops a step's graph has: a row of units is one forward and one back."""
+  graph, _ = traced_gradients(chain, streams)
+  return sum(op.type in ("While", "StatelessWhile") for op in graph.get_operations())
 
 
 def run_ops(graph):

@@ -21,6 +21,7 @@ from chains import (
   assert_as_ordinary,
   gradients_of,
   keeping,
+  loops,
   make_chain,
   rebuilt_streams,
   traced_gradients,
@@ -179,12 +180,6 @@ def test_a_loop_has_the_ops_of_one_unit_whatever_the_depth():
   variables = {"Placeholder", "ReadVariableOp", "Identity", "AssignVariableOp"}  # Reading and updating them.
   shallow, deep = ({k: n for k, n in ops[units, True].items() if k not in variables} for units in (2, 5))
   assert shallow == deep
-
-
-def loops(chain, streams):
-  """How many loops a step's graph has."""
-  graph, _ = traced_gradients(chain, streams)
-  return sum(op.type in ("While", "StatelessWhile") for op in graph.get_operations())
 
 
 def test_rows_of_units_that_are_alike_are_loops_and_others_are_unrolled():

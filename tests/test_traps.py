@@ -6,7 +6,16 @@ import pytest
 import tensorflow as tf
 from helpers import assert_close, values
 
-from resnet.reversible import Affine, Recompute, ReversibleChain, Scaled, recompute
+from resnet.reversible import (
+  Affine,
+  InvertibleDense,
+  Rebuild,
+  Recompute,
+  ReversibleChain,
+  Scaled,
+  Store,
+  recompute,
+)
 
 eager_and_graph = pytest.mark.parametrize("run", [lambda f: f, tf.function], ids=["eager", "graph"])
 both_forms = pytest.mark.parametrize("loop", [False, True])
@@ -42,8 +51,8 @@ class FromCall(keras.layers.Layer):
 def test_half_precision_streams_are_widened(half, policy):
   dtype = f"mixed_{half}" if policy == "mixed" else half
   keras.utils.set_random_seed(0)
-  pairs = [[keras.layers.Dense(8, "tanh", dtype=dtype) for _ in "FG"] for _ in range(30)]
-  chain = ReversibleChain(pairs, dtype=dtype)
+  units = [[keras.layers.Dense(8, "tanh", dtype=dtype) for _ in "FG"] for _ in range(30)]
+  chain = ReversibleChain(units, dtype=dtype)
   streams = random_streams(half, (6, 8))
   outputs = chain(streams)
   assert [y.dtype for y in outputs] == [tf.float32] * 2
@@ -71,7 +80,7 @@ def test_gradients_of_gradients_are_refused(loop, run):
     return first, outer.gradient(first, x1)
 
   with pytest.raises(
-    NotImplementedError, match="gradients of gradients through ReversibleChain '.*manual_gradients"
+    NotImplementedError, match=r"gradients of gradients through ReversibleChain '.*use backward=Store\(\)"
   ):
     second_order(*random_streams())
   chain.backward = Store()
@@ -118,13 +127,13 @@ DRAWING = {
 @eager_and_graph
 @pytest.mark.parametrize("op", DRAWING)
 def test_random_numbers_that_would_be_drawn_again_are_refused(op, run, loop):
-  pairs = [(dense(), FromCall(DRAWING[op], dtype="float64", name="noisy")) for _ in range(2)]
-  chain = ReversibleChain(pairs, backward=Rebuild(loop=loop), dtype="float64")
+  units = [(dense(), FromCall(DRAWING[op], dtype="float64", name="noisy")) for _ in range(2)]
+  chain = ReversibleChain(units, backward=Rebuild(loop=loop), dtype="float64")
   call = run(lambda *streams: chain(streams))
   with pytest.raises(ValueError, match=f"G of unit 0 .'noisy'. draws random numbers .* op {op}.*SeedGenerator"):
     call(*random_streams())
   with pytest.raises(ValueError, match=f"noisy draws random numbers by TensorFlow's op {op}"):
-    run(lambda x: recompute(pairs[0][1], x))(random_streams()[0])
+    run(lambda x: recompute(units[0][1], x))(random_streams()[0])
 
 
 @eager_and_graph
@@ -146,8 +155,8 @@ def test_variables_that_would_change_twice_are_refused(run):
 def test_tensors_that_no_gradient_would_reach_are_refused_in_graphs(loop):
   scale = tf.Variable(2.0, dtype=tf.float64)
   held = {}
-  pairs = [(dense(), FromCall(lambda x: x * held["scale"], dtype="float64")) for _ in range(2)]
-  chain = ReversibleChain(pairs, backward=Rebuild(loop=loop), dtype="float64")
+  units = [(dense(), FromCall(lambda x: x * held["scale"], dtype="float64")) for _ in range(2)]
+  chain = ReversibleChain(units, backward=Rebuild(loop=loop), dtype="float64")
   held["scale"] = tf.constant(np.full([5, 4], 3.0))  # A constant is no trap.
   chain.build([(5, 4), (5, 4)])
 
@@ -266,25 +275,24 @@ def test_functions_that_map_to_another_shape_are_refused_when_called():
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ({"pairs": [(tf.sin, keras.layers.Dense(4))]}, "F of unit 0 must be a Keras layer, got <function.*Lambda"),
-    ({"pairs": keras.layers.Dense(4)}, "pairs must be a list of .F, G."),
+    ({"units": [(tf.sin, keras.layers.Dense(4))]}, "F of unit 0 must be a Keras layer, got <function.*Lambda"),
+    ({"units": keras.layers.Dense(4)}, "units must be a list of .F, G."),
     ({"coupling": "affine"}, "coupling must be a Coupling, or a tuple of two.*got 'affine'"),
     ({"coupling": [Scaled(2.0)]}, "coupling must be a Coupling, or a tuple of two"),
     ({"coupling": (Scaled(2.0),) * 3}, "coupling must be a Coupling, or a tuple of two"),
     ({"grid_bits": 24}, "grid_bits must be in .0, 24."),
     (
       {"grid_bits": 14, "coupling": Scaled(0.5)},
-      "grid_bits needs a coupling that adds or negates alone, got Scaled",
+      "grid_bits needs couplings and layers that add, negate or move numbers alone, got Scaled",
     ),
     ({"grid_bits": 14, "coupling": Affine()}, "got Affine"),
-    ({"kept_outputs": 2}, "kept_outputs must be in .0, 1., as there are units; got 2"),
-    ({"kept_streams": 1, "form": "while_loop"}, "kept_streams must be 0 with form 'while_loop'"),
-    ({"stored_units": -1}, "stored_units must be in .0, 1., as there are units; got -1"),
-    ({"stored_units": 1, "form": "while_loop"}, "stored_units must be 0 with form 'while_loop'"),
+    ({"grid_bits": 14, "units": [InvertibleDense()]}, "got InvertibleDense"),
+    ({"backward": "store"}, "backward must be Store.. or Rebuild.*, got 'store'"),
+    ({"backward": Rebuild}, "backward must be Store.. or Rebuild.*, got <class"),
   ],
 )
 def test_impossible_chains_are_refused(arguments, message):
-  arguments = {"pairs": [(keras.layers.Dense(4), keras.layers.Dense(4))], **arguments}
+  arguments = {"units": [(keras.layers.Dense(4), keras.layers.Dense(4))], **arguments}
   with pytest.raises(ValueError, match=message):
     ReversibleChain(**arguments)
 
@@ -292,11 +300,17 @@ def test_impossible_chains_are_refused(arguments, message):
 @pytest.mark.parametrize(
   ("make", "message"),
   [
+    (lambda: Rebuild("most"), "keep must be 'least', 'auto', 'all' or a number of bytes, got 'most'"),
+    (lambda: Rebuild(0), "keep must be .* got 0"),
+    (lambda: Rebuild(-1e9), "keep must be .* got -1000000000.0"),
+    (lambda: Rebuild(True), "keep must be .* got True"),
+    (lambda: Rebuild("all", loop=True), "keep must be 'least' with loop=True, which keeps nothing; got 'all'"),
+    (lambda: Rebuild(2e9, loop=True), "keep must be 'least' with loop=True.* got 2000000000.0"),
     (lambda: Scaled(0), "scale must be a number other than 0"),
     (lambda: Affine(bound=-1.0), "bound must be positive"),
     (lambda: Recompute(tf.sin), "layer must be a Keras layer, got <function"),
   ],
 )
-def test_impossible_couplings_and_layers_are_refused(make, message):
+def test_impossible_couplings_layers_and_ways_back_are_refused(make, message):
   with pytest.raises(ValueError, match=message):
     make()
