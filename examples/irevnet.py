@@ -66,7 +66,7 @@ def main(resolutions: int = 2, shortcut: bool = False, units: int = 3, epochs: i
   images, labels = digits["train"]
   batch = 50
   model = make_model(units, resolutions, shortcut)
-  learning_rate = keras.optimizers.schedules.CosineDecay(2e-3, epochs * len(images) // batch)
+  learning_rate = keras.optimizers.schedules.CosineDecay(1e-2, epochs * len(images) // batch)
   loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
   model.compile(keras.optimizers.AdamW(learning_rate, weight_decay=0.01), loss, metrics=["accuracy"])
   model.fit(images, labels, batch, epochs, verbose=2)
