@@ -1,8 +1,8 @@
 """An i-RevNet-like classifier of digits: one chain over all resolutions, which can be undone as a whole.
 
 `SpaceToDepth` moves 2 x 2 pixels into channels between resolutions, so that only the last streams are kept for
-the backward pass. With --shortcut, units with `Shortcut` couplings halve the size instead and double the
-channels, as in a RevNet; they cannot be undone, so their streams are kept.
+the backward pass. With --shortcut, units with `Shortcut` couplings bring the streams to the same shapes, as in a
+RevNet; they cannot be undone, so their streams are kept. --memory measures a training step instead of training.
 
 PYTHONPATH=. python examples/irevnet.py --resolutions 4
 
@@ -15,7 +15,7 @@ import keras
 from keras import layers, ops
 
 from resnet.data.digits import SIZE, load_digits
-from resnet.reversible import Additive, ReversibleChain, Shortcut, SpaceToDepth
+from resnet.reversible import Additive, ReversibleChain, Shortcut, SpaceToDepth, memory_report
 
 CHANNELS = 8  # of each stream at the first resolution
 
@@ -31,17 +31,14 @@ def function(channels: int, hidden: int, stride: int = 1) -> keras.Sequential:
 
 def make_chain(units: int, resolutions: int, shortcut: bool) -> ReversibleChain:
   """`units` units at each resolution."""
-  steps, couplings, channels = [], [], CHANNELS
+  steps, couplings = [], []
   for resolution in range(resolutions):
-    changes = resolution > 0
-    if changes:
-      channels *= 2 if shortcut else 4
+    changes, channels = resolution > 0, CHANNELS * 4**resolution
     if changes and not shortcut:
       steps.append(SpaceToDepth())
     for unit in range(units):
       first = changes and shortcut and unit == 0
-      # With four times the channels, a quarter of them is hidden: as many as at the resolution before.
-      hidden = channels if shortcut else max(CHANNELS, channels // 4)
+      hidden = max(CHANNELS, channels // 4)  # As many as the channels of the resolution before.
       steps.append(tuple(function(channels, hidden, stride) for stride in ((2, 1) if first else (1, 1))))
       couplings += [Shortcut(layers.Conv2D(channels, 1, 2)) if first else Additive() for _ in "FG"]
   return ReversibleChain(steps, coupling=couplings)
@@ -79,5 +76,9 @@ if __name__ == "__main__":
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--resolutions", type=int, choices=(2, 4), default=2)
   parser.add_argument("--shortcut", action="store_true", help="change resolutions by Shortcut couplings")
+  parser.add_argument("--memory", action="store_true", help="measure a training step with 2,000 images")
   flags = parser.parse_args()
-  main(flags.resolutions, flags.shortcut)
+  if flags.memory:
+    print(memory_report(make_model(3, flags.resolutions, flags.shortcut), ops.zeros([2000, SIZE, SIZE, 1])))
+  else:
+    main(flags.resolutions, flags.shortcut)
