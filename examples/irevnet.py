@@ -1,8 +1,8 @@
 """An i-RevNet-like classifier of digits: one chain over all resolutions, which can be undone as a whole.
 
 `SpaceToDepth` moves 2 x 2 pixels into channels between resolutions, so that only the last streams are kept for
-the backward pass. With --shortcut, units with `Shortcut` couplings bring the streams to the same shapes, as in a
-RevNet; they cannot be undone, so their streams are kept. --memory measures a training step instead of training.
+the backward pass. With --shortcut, `Shortcut` couplings bring the streams to the same shapes, as in a RevNet;
+they cannot be undone, so their streams are kept. --memory measures a training step instead of training.
 
 PYTHONPATH=. python examples/irevnet.py --resolutions 4
 
