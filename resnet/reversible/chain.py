@@ -200,6 +200,14 @@ class ReversibleChain(keras.layers.Layer):
           found.append((with_mask(streams[0], masks[0]), with_mask(streams[1], masks[1])))
     return found
 
+  def part(self, first: int, last: int) -> "ReversibleChain":
+    """The chain of the units from number `first` to before `last`: a layer of the same layers and settings."""
+    before, units = self.units[:first], self.units[first:last]
+    functions = [2 * sum(isinstance(unit, tuple) for unit in some) for some in (before, units)]
+    couplings = self.couplings[functions[0] : sum(functions)]
+    policy = self.dtype_policy
+    return ReversibleChain(units, couplings, self.backward, self.log_det, self.grid_bits, dtype=policy)
+
   def adapt(self, inputs: Sequence[tf.Tensor], training: bool = False, mask: Any = None, **kwargs: Any) -> None:
     """Adapts each invertible layer that has `adapt`, such as `ActNorm`, to the streams that come to it.
 
