@@ -131,7 +131,8 @@ def test_parts_can_be_saved(name, tmp_path):
   if "revnet" in name:
     streams = keras.ops.split(x, 2, axis=-1)
     streams = network.get_layer("unit_1_0")(streams)
-    streams = network.reversible_chains[1](network.get_layer("unit_1_1")(streams))
+    second_stage = network.reversible_chain.part(len(network.stages[0]), len(network.reversible_chain.units))
+    streams = second_stage(network.get_layer("unit_1_1")(streams))
     x = keras.ops.concatenate(streams, axis=-1)
   else:
     for unit in itertools.chain(*network.stages):
