@@ -110,22 +110,24 @@ def make_plan(
     kept = kept if budget == "least" else [EVERYTHING] * len(steps)
     return ActivationPlan(_peak(kept, costs, after), least, tuple(kept))
   most = AUTO * least if isinstance(budget, str) else budget / MARGIN
-  best, size = list(kept), least
+  too_much: set[tuple[int, Keep]] = set()
   while upgrades := [
     (saved / more, k, choice)
     for k, cost in enumerate(costs)
     for choice in cost
-    if (more := cost[choice].kept - cost[kept[k]].kept) > 0
+    if (k, choice) not in too_much
+    and (more := cost[choice].kept - cost[kept[k]].kept) > 0
     and (saved := cost[kept[k]].operations - cost[choice].operations) > 0
   ]:
     _, k, choice = max(upgrades, key=lambda upgrade: upgrade[:2])
-    kept[k] = choice
-    if (peak := _peak(kept, costs, after)) <= most:
-      best, size = list(kept), peak
+    before, kept[k] = kept[k], choice
+    if _peak(kept, costs, after) > most:
+      kept[k] = before
+      too_much.add((k, choice))
   for k in range(len(steps) - 1)[::-1]:  # What costs nothing to store does not part what is stored.
-    if best[k + 1] == EVERYTHING and costs[k][EVERYTHING].kept <= costs[k][best[k]].kept:
-      best[k] = EVERYTHING
-  return ActivationPlan(size, least, tuple(best))
+    if kept[k + 1] == EVERYTHING and costs[k][EVERYTHING].kept <= costs[k][kept[k]].kept:
+      kept[k] = EVERYTHING
+  return ActivationPlan(_peak(kept, costs, after), least, tuple(kept))
 
 
 def _peak(kept: Sequence[Keep], costs: Sequence[dict[Keep, _Cost]], after: Sequence[int]) -> int:
