@@ -83,8 +83,12 @@ class RevNet(ResNet):
     # Streams are never in half precision, from which they could not be rebuilt.
     return tf.split(tf.cast(x, self.variable_dtype), 2, axis=-1)
 
+  @property
+  def _recomputes_stem(self):
+    return self.config.manual_gradients and self.config.keep != "all"
+
   def _run_stem(self, images, training):
-    if not self.config.manual_gradients or self.config.keep == "all":
+    if not self._recomputes_stem:
       return self.stem(images, training=training)
     return recompute(self.stem, images, training, keep=[] if self.config.grid_bits else ["statistics"])
 
@@ -98,7 +102,10 @@ class RevNet(ResNet):
     *size, channels = self.stem.compute_output_shape(shape)
     plan = self.reversible_chain.plan([tf.TensorSpec([*size, channels // 2], self.variable_dtype)] * 2)
     of_images = 4 * math.prod(shape)  # bytes, held until the stem is recomputed
-    return plan._replace(bytes=plan.bytes + of_images, least=plan.least + of_images)
+    # If the stem is stored: what its convolution gives, as it is and normalised.
+    values = 0 if self._recomputes_stem else 2 * math.prod(self.stem.conv.compute_output_shape(shape))
+    of_stem = values * tf.as_dtype(self.compute_dtype).size
+    return plan._replace(bytes=plan.bytes + of_images + of_stem, least=plan.least + of_images)
 
   def reconstruction_errors(self, images: tf.Tensor) -> tf.Tensor:
     """How well the activations are rebuilt, [stages], see `ReversibleChain.reconstruction_errors`.

@@ -232,6 +232,8 @@ def _cost(ops: list[tf.Operation], results: list[tf.Tensor], free: set[int], pas
       tensors[id(tensor)] = tensor
       last_use[id(tensor)] = max(k, last_use.get(id(tensor), 0))
   tensors |= {id(tensor): tensor for tensor in results}
+  # Compilers cast where a number is used.
+  free = free | {id(op.outputs[0]) for op in ops if op.type == "Cast"}
   sizes = {key: 0 if key in free else _bytes(tensor) for key, tensor in tensors.items()}
   inputs = [key for key in sizes if key not in made]
   kept = sum(sizes[key] for key in inputs if key not in passing)
