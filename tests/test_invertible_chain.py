@@ -249,11 +249,12 @@ def test_masks_go_with_their_streams(backward, run):
   assert [pool.masks[-1] is None for pool in pools] == [False, True, True, True]
 
 
-def test_a_layer_that_hands_no_masks_on():
+@pytest.mark.parametrize("backward", ["Store", "least", "auto", "all", "loop"])
+def test_a_layer_that_hands_no_masks_on(backward):
   pool = Pool()
-  chain = ReversibleChain([SpaceToDepth(), (pool, Pool())], dtype="float64")
-  x = tf.constant(np.random.RandomState(1).normal(size=(2, 2, 2, 3)))
-  chain((x, x), mask=(tf.ones([2, 2], bool), tf.ones([2, 2], bool)))
+  chain = ReversibleChain([SpaceToDepth(), (pool, Pool())], backward=BACKWARD[backward], dtype="float64")
+  x = tf.constant(np.random.RandomState(1).normal(size=(2, 4, 4, 3)))
+  chain((x, x), mask=[tf.ones([2, 4, 4], bool)] * 2)
   assert pool.masks[-1] is None
 
 
