@@ -3,10 +3,10 @@
     PYTHONPATH=.:tests python tests/fuzz.py --count 2000 --seed 0 --processes 2
     PYTHONPATH=.:tests python tests/fuzz.py --only 17
 
-Each seed draws a configuration: functions, couplings, loop, what is kept, masks, arguments of the call, control
-flow around the call, the tape, how it is executed. The engine and `Plain`, which shares no code with it, run
-the same program. What they give must be equal, or the engine refuses by one error of its own, for what
-`refusable` lists and for nothing else. Where plain Keras itself cannot run the program, the seed draws anew.
+Each seed draws a configuration: functions, couplings, layers between units, the way back, masks, arguments of
+the call, control flow around the call, the tape, how it is executed. The engine and `Plain`, which shares no
+code with it, run the same program. What they give must be equal, or the engine refuses by one error of its own,
+for what `refusable` lists and for nothing else. Where plain Keras cannot run the program, the seed draws anew.
 """
 
 import argparse
@@ -35,6 +35,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
+from chains import keeping
 from keras import layers
 
 import resnet.reversible as engine
@@ -56,16 +57,21 @@ class Plain(layers.Layer):
   Args:
     functions: F and G of unit 0, F of unit 1, and so on.
     couplings: a name for each function, and what it needs: the variable of a trained scale, a shortcut's layer.
+    between: (name, layer) before the first function, and after each unit: an invertible layer, of which the
+      variables are used; or ("", None).
   """
 
-  def __init__(self, functions, couplings, grid_bits=None, log_det=False):
+  def __init__(self, functions, couplings, between, grid_bits=None, log_det=False):
     super().__init__(autocast=False, dtype=keras.config.floatx())
-    self.functions, self.couplings, self.grid_bits, self.log_det = functions, couplings, grid_bits, log_det
+    self.functions, self.couplings, self.between = functions, couplings, between
+    self.grid_bits, self.log_det = grid_bits, log_det
 
   def call(self, inputs, training=False, mask=None, **arguments):
     streams = [self.rounded(tf.cast(x, self.variable_dtype)) for x in map(tf.convert_to_tensor, inputs)]
     masks, log_dets = list(mask or map(mask_of, inputs)), []
     for k, (function, (coupling, extra)) in enumerate(zip(self.functions, self.couplings)):
+      if k == 0:
+        streams, masks = self.moved(0, streams, masks, log_dets)
       to, of = k % 2, 1 - k % 2
       own = {name: arguments[name] for name in names_of(function) & set(arguments)}
       change = function(with_mask(streams[of], masks[of]), training=training, **own)
@@ -78,7 +84,28 @@ class Plain(layers.Layer):
       y, log_det = couple(coupling, extra, x, self.rounded(tf.cast(change, x.dtype)))
       streams[to] = self.rounded(y) if coupling == "shortcut" else y
       log_dets.append(tf.reduce_sum(log_det * tf.ones_like(x), axis=list(range(1, x.shape.rank))))
+      if k % 2:
+        streams, masks = self.moved(k // 2 + 1, streams, masks, log_dets)
     return (*map(with_mask, streams, masks), *[tf.add_n(log_dets)] * self.log_det)
+
+  def moved(self, place, streams, masks, log_dets):
+    """Streams and masks after the invertible layer of a place, of which log_dets gets the determinant."""
+    name, layer = self.between[place] if self.between else ("", None)
+    if name == "swap":
+      return streams[::-1], masks[::-1]
+    x, widths = tf.concat(streams, -1), [stream.shape[-1] for stream in streams]
+    if name == "reverse":
+      x = x[..., ::-1]
+    if name == "norm":
+      bias, scale = (tf.cast(v, x.dtype) for v in (layer.bias, layer.log_scale))
+      x, log_det = (x + bias) * tf.exp(scale), tf.reduce_sum(scale)
+    if name == "mix":
+      kernel = tf.cast(layer.kernel, x.dtype)
+      x, log_det = x @ kernel, tf.math.log(tf.abs(tf.linalg.det(kernel)))
+    if name in ("norm", "mix"):
+      ones = tf.ones_like(streams[0][..., 0])
+      log_dets.append(log_det * tf.reduce_sum(ones, axis=list(range(1, ones.shape.rank))))
+    return tf.split(x, widths, axis=-1) if name else streams, masks
 
   def rounded(self, x):
     step = 2.0 ** -(self.grid_bits or 0)
@@ -226,7 +253,7 @@ class Nested(Part):
   def build(self, shape):
     super().build(shape)
     pair = [layers.Dense(self.width // 2, "tanh") for _ in "FG"]
-    self.chain, self.plain = engine.ReversibleChain([pair]), Plain(pair, [("additive", None)] * 2)
+    self.chain, self.plain = engine.ReversibleChain([pair]), Plain(pair, [("additive", None)] * 2, [])
     self.chain.build([(*shape[:-1], self.width // 2)] * 2)
 
   def call(self, x, training=False):
@@ -342,6 +369,20 @@ COUPLINGS: dict[str, Callable] = {
   "replace": lambda: None,
 }
 
+EXACT: dict[str, Callable] = {
+  "swap": lambda _: engine.Swap(),
+  "reverse": lambda channels: engine.Permute(range(channels)[::-1]),
+}
+INVERTIBLE = EXACT | {"norm": lambda _: engine.ActNorm(), "mix": lambda _: engine.InvertibleDense()}
+BACKWARD = {
+  "Store": engine.Store(),
+  "least": engine.Rebuild(),
+  "auto": engine.Rebuild("auto"),
+  "bytes": engine.Rebuild(1500),
+  "all": engine.Rebuild("all"),
+  "loop": engine.Rebuild(loop=True),
+}
+
 # Configurations.
 
 
@@ -361,11 +402,10 @@ class Config:
   couplings: tuple[str, ...] = ("additive",)
   coupling_as: str = "default"  # one, pair, list
   log_det: bool = False
-  form: str = "unrolled"
-  kept: tuple[int, ...] = (0, 0, 0)  # kept_streams, kept_outputs, stored_units
-  overlap: bool = False
+  between: tuple[str, ...] = ()  # names of INVERTIBLE, before the first unit and after each; "" is none
+  backward: str = "least"
+  kept: tuple[int, ...] = ()  # instead: how many units keep streams, outputs, everything
   grid_bits: int | None = None
-  manual_gradients: bool = True
   training: bool = True
   sequence: bool = False  # streams [N, T, C]
   dtype: str = "float64"
@@ -414,12 +454,9 @@ WORDS = {
   "tf.custom_gradient": "custom_gradient",
   "add_loss": "loss",
   "activity": "loss",
-  "loop: unlike units": "while_loop",
-  "loop: shared state": "while_loop",
-  "loop: different freezing": "while_loop",
-  "loop: masks that change": "while_loop",
-  "loop: synchronised": "while_loop",
-  "nothing to keep": "kept_outputs",
+  "loop: shared state": "loop=True",
+  "loop: masks that change": "loop=True",
+  "loop: synchronised": "loop=True",
   "second order": "gradients of gradients",
   "forward mode": "forward",
 }
@@ -427,18 +464,14 @@ WORDS = {
 
 def refusable(config: Config) -> list[str]:
   """For which of these a configuration may be refused."""
-  loop, parts = config.loop, config.parts
-  pairs = list(zip(config.coupling_names[::2], config.coupling_names[1::2]))
+  loop, parts = config.backward == "loop", config.parts
   masks = bool(config.masks) or "makes mask" in parts
   again = config.wrap == "Stack, again"  # Each part is in a Recompute of its own.
-  rebuilds = config.manual_gradients or "chain" in parts or again
+  rebuilds = config.backward != "Store" or "chain" in parts or again
   holds = {
-    "loop: unlike units": loop and ((config.unlike and config.units > 2) or len(set(pairs[1:])) > 1),
     "loop: shared state": loop and config.share and parts & STATEFUL,
-    "loop: different freezing": loop and config.freeze in ("after", "variable"),
     "loop: masks that change": loop and masks and (config.masks != (1, 1) or not parts <= KEEP_MASKS),
     "loop: synchronised": loop and "synchronized" in parts,
-    "nothing to keep": config.kept[1] and ("keeps" not in parts or again or config.unlike or config.share),
     "second order": config.tape == "second" and rebuilds,
     "forward mode": config.tape == "forward" and rebuilds,
   }
@@ -487,6 +520,8 @@ def draw(seed: int, attempt: int = 0) -> Config:
   shortcut = "shortcut" in couplings
   chains = maybe(0.1, 2, default=1) if chain and units > 1 and coupling_as != "list" else 1
   loop = chain and chains == 1 and rng.random() < 0.25
+  moves = chain and chains == 1 and rng.random() < 0.25
+  between = tuple(maybe(0.5, *INVERTIBLE) for _ in range(units + 1)) if moves else ()
   around = ["cond", "switch", "map", *["while"] * (not shortcut), *["RNN"] * (not shortcut and not sequence)]
   control = maybe(0.25, *around) if not fits else ""
   # Affine(bound) computes s in F's precision, `Plain` in the stream's.
@@ -508,11 +543,12 @@ def draw(seed: int, attempt: int = 0) -> Config:
     couplings=couplings,
     coupling_as=coupling_as,
     log_det=chain and chains == 1 and not (shortcut or fits or control) and rng.random() < 0.15,
-    backward=Rebuild(loop=True) if loop else "unrolled",
-    kept=tuple(maybe(0.2 * (chain and chains == 1 and not loop), *range(units + 1), default=0) for _ in "123"),
-    overlap=chain and rng.random() < 0.2,
-    grid_bits=maybe(0.12, 14, 20, default=None) if exact else None,
-    manual_gradients=not chain or rng.random() > 0.05,
+    between=between,
+    backward="loop" if loop else maybe(0.4, *BACKWARD, default="least") if chain else "least",
+    kept=maybe(
+      0.3 * (chain and chains == 1 and not loop), tuple(rng.choices(range(units + 1), k=3)), default=()
+    ),
+    grid_bits=maybe(0.12, 14, 20, default=None) if exact and set(between) <= {"", *EXACT} else None,
     training=rng.random() < 0.85,
     sequence=sequence,
     dtype=maybe(0.25, "float32", low, default="float64"),
@@ -644,7 +680,7 @@ def make_functions(config: Config, in_width: int) -> list[layers.Layer]:
   return functions
 
 
-def make_engine(config: Config, functions, couplings, shape, in_width: int) -> list[layers.Layer]:
+def make_engine(config: Config, functions, couplings, between, shape, in_width: int) -> list[layers.Layer]:
   """The built layers."""
   if config.layer != "chain":
     made = [engine.Recompute(function, keep=config.keep) for function in functions]
@@ -655,13 +691,16 @@ def make_engine(config: Config, functions, couplings, shape, in_width: int) -> l
         layer(keras.KerasTensor((*shape, WIDTH), function.variable_dtype))
     return made
   given = {"default": None, "one": couplings[0], "pair": tuple(couplings), "list": couplings}
-  kwargs = dict(zip(["kept_streams", "kept_outputs", "stored_units"], config.kept))
-  for name in ("manual_gradients", "form", "log_det", "grid_bits", "overlap"):
-    kwargs[name] = getattr(config, name)
+  kwargs = {"log_det": config.log_det, "grid_bits": config.grid_bits, "backward": BACKWARD[config.backward]}
   made, kwargs["coupling"] = [], given[config.coupling_as]
   for some, width in zip(split(functions, config.chains), [in_width, WIDTH]):
-    made.append(engine.ReversibleChain(list(zip(some[::2], some[1::2])), **kwargs))
+    units: list = list(zip(some[::2], some[1::2]))
+    for place, (_, layer) in reversed([*enumerate(between)]):
+      units[place:place] = [layer] if layer else []
+    made.append(engine.ReversibleChain(units, **kwargs))
     made[-1].build([(*shape, width)] * 2)
+    if config.kept:
+      keeping(made[-1], *config.kept)
   return made
 
 
@@ -681,10 +720,15 @@ def make_world(config: Config) -> World:
   shape, in_width = [STEPS] * config.sequence, 3 if "shortcut" in config.couplings else WIDTH
   functions = make_functions(config, in_width)
   couplings = [COUPLINGS[name]() for name in config.couplings]
-  made = make_engine(config, functions, couplings, (None, *shape), in_width)
+  between = [
+    (name, INVERTIBLE[name](2 * (WIDTH if place else in_width)) if name else None)
+    for place, name in enumerate(config.between)
+  ]
+  made = make_engine(config, functions, couplings, between, (None, *shape), in_width)
   freeze(config, functions, made)
+  moving = [layer for _, layer in between if layer]
   shortcuts = [one.layer for one in couplings if isinstance(one, engine.Shortcut)]
-  owned = {id(v): v for layer in [*functions, *shortcuts] for v in layer.variables}
+  owned = {id(v): v for layer in [*functions, *shortcuts, *moving] for v in layer.variables}
   variables = {f"{v.path} {k}": v for k, v in enumerate(owned.values())}
   if config.parts & {"assigns", "outside tensor", "reads tf.Variable", "reads keras.Variable"}:
     variables["outside"] = OUTSIDE.variable
@@ -702,7 +746,7 @@ def make_world(config: Config) -> World:
   held = {name: kind(value) for name, value in tensors.items()} if kind else {}
   lengths = [[[4], [2], [1]], [[1], [3], [2]]]
   masks = [tf.constant(np.arange(STEPS) < lengths[which - 1]) if which else None for which in config.masks]
-  plain = Plain(functions, list(zip(names, needs)), config.grid_bits, config.log_det)
+  plain = Plain(functions, list(zip(names, needs)), between, config.grid_bits, config.log_det)
   if config.freeze == "all":
     plain.trainable = False
   world = World(config, functions, made, plain, variables, scales, tensors, held, masks)
@@ -925,7 +969,7 @@ def differences(config: Config, actual: dict, expected: dict) -> list[str]:
 def is_allowed(error: Exception, config: Config, functions: list[layers.Layer]) -> bool:
   """Whether the engine itself refuses what it may refuse, and says what and where."""
   ours = "resnet/reversible" in traceback.extract_tb(error.__traceback__)[-1].filename
-  where = [r"[FG] of unit \d", "ReversibleChain", "[Rr]ecompute", "while_loop", *[f.name for f in functions]]
+  where = [r"[FG] of unit \d", "ReversibleChain", "[Rr]ecompute", "loop=True", *[f.name for f in functions]]
   what = [WORDS[reason] for reason in refusable(config)]
   says = [bool(words) and bool(re.search("|".join(words), str(error))) for words in (where, what)]
   return ours and isinstance(error, ValueError | NotImplementedError) and all(says)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from resnet.reversible import ReversibleChain
+from resnet.reversible import Rebuild, ReversibleChain, Store
 
 tf.config.set_logical_device_configuration(
   tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2

@@ -10,7 +10,7 @@ BELOW = {
   "utils": set(),
   "configs": {"utils"},
   "data": {"configs", "utils"},
-  "models": {"configs", "reversible", "utils"},
+  "models": {"configs", "reversible"},
   "experiments": {"configs", "utils"},
   "training": {"configs", "data", "experiments", "models", "utils"},
   "original": {"configs", "training", "utils"},

@@ -205,7 +205,7 @@ def test_reconstruction_errors_are_those_of_the_stages(dtype, tolerance, monkeyp
   for variable, value in zip(model.variables, before, strict=True):
     np.testing.assert_array_equal(variable, value)
   # x1 of the second stage is rebuilt as three quarters of what it was, by an inverse that is wrong.
-  coupling = model.reversible_chains[1].couplings[2]
+  coupling = model.reversible_chain.couplings[2 * 3 + 2]
   assert coupling.invertible
   monkeypatch.setattr(coupling, "uncouple", lambda y, change: 0.75 * (y - change))
   errors = model.reconstruction_errors(images).numpy()

@@ -4,6 +4,9 @@ The files of version 0.1 were written by its `Model.save`: a RevNet of two stage
 functional model around a chain of dense layers. They give what they gave then.
 """
 
+import json
+import zipfile
+
 import keras
 import numpy as np
 import pytest
@@ -12,7 +15,17 @@ from helpers import ROOT, values
 
 from resnet.configs import get_config
 from resnet.models import get_model
-from resnet.reversible import Additive, Recompute, ReversibleChain, Scaled, Shortcut
+from resnet.reversible import (
+  Additive,
+  InvertibleDense,
+  Rebuild,
+  Recompute,
+  ReversibleChain,
+  Scaled,
+  Shortcut,
+  Store,
+  Swap,
+)
 
 FOLDER = ROOT / "tests" / "saved_models"
 
@@ -24,12 +37,46 @@ def test_models_saved_by_version_0_1_load(name):
   np.testing.assert_allclose(model(expected[f"{name}/x"]), expected[f"{name}/y"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+  ("manual_gradients", "form", "backward"),
+  [
+    (True, "unrolled", Rebuild()),
+    (True, "while_loop", Rebuild(loop=True)),
+    (False, "unrolled", Store()),
+    (False, "while_loop", Store()),
+  ],
+)
+def test_a_chain_of_version_0_1_keeps_its_way_back(manual_gradients, form, backward, tmp_path):
+  changed = tmp_path / "chain.keras"
+  with zipfile.ZipFile(FOLDER / "chain-0.1.keras") as old, zipfile.ZipFile(changed, "w") as new:
+    for name in old.namelist():
+      content = old.read(name)
+      if name == "config.json":
+        config = json.loads(content)
+        (chain,) = (
+          one["config"] for one in config["config"]["layers"] if one["class_name"] == "ReversibleChain"
+        )
+        assert chain.keys() == {"name", "trainable", "dtype", "pairs", "manual_gradients", "form"}
+        chain.update(manual_gradients=manual_gradients, form=form)
+        content = json.dumps(config)
+      new.writestr(name, content)
+  model, expected = keras.models.load_model(changed), np.load(FOLDER / "expected.npz")
+  (chain,) = (layer for layer in model.layers if isinstance(layer, ReversibleChain))
+  assert chain.backward == backward
+  np.testing.assert_allclose(model(expected["chain-0.1/x"]), expected["chain-0.1/y"], rtol=1e-5, atol=1e-6)
+  model.save(tmp_path / "again.keras")
+  again = keras.models.load_model(tmp_path / "again.keras")
+  assert again.get_layer(chain.name).get_config() == chain.get_config()
+  np.testing.assert_array_equal(again(expected["chain-0.1/x"]), model(expected["chain-0.1/x"]))
+
+
 def make_chain():
   """A chain whose functions and couplings have weights, among them layers in layers."""
   Dense = keras.layers.Dense
   couplings = [Shortcut(Dense(4)), Scaled(2.0, trained=True), Additive(), Scaled(3.0, trained=True)]
   norm = keras.Sequential([Dense(4), keras.layers.BatchNormalization()])
-  chain = ReversibleChain([(Dense(4), norm), (Recompute(Dense(4)), Dense(4))], coupling=couplings)
+  units = [(Dense(4), norm), InvertibleDense(), Swap(), (Recompute(Dense(4)), Dense(4))]
+  chain = ReversibleChain(units, coupling=couplings)
   chain.build([(None, 6), (None, 4)])
   return chain
 
@@ -78,7 +125,16 @@ def test_a_checkpoint_that_is_restored_first_waits_for_the_weights(tmp_path):
   [
     ("revnet", ["stem/bn/gamma", "unit_1_0/f/sub_1/bn/moving_mean", "unit_2_1/g/sub_0/conv/_kernel"]),
     ("bottlenecks", ["unit_2_0/skip1/layer/_kernel", "unit_1_0/g/sub_2/conv/_kernel", "final_bn/layer/beta"]),
-    ("chain", ["function_0/_kernel", "function_2/layer/bias", "coupling_0/layer/bias", "coupling_1/a"]),
+    (
+      "chain",
+      [
+        "function_0/_kernel",
+        "function_2/layer/bias",
+        "coupling_0/layer/bias",
+        "coupling_1/a",
+        "invertible_0/kernel",
+      ],
+    ),
   ],
 )
 def test_names_in_checkpoints_of_tensorflow_stay(kind, expected, tmp_path):

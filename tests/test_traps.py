@@ -283,7 +283,7 @@ def test_functions_that_map_to_another_shape_are_refused_when_called():
     ({"grid_bits": 24}, "grid_bits must be in .0, 24."),
     (
       {"grid_bits": 14, "coupling": Scaled(0.5)},
-      "grid_bits needs couplings and layers that add, negate or move numbers alone, got Scaled",
+      "grid_bits needs couplings and layers that add, negate or move numbers, got Scaled",
     ),
     ({"grid_bits": 14, "coupling": Affine()}, "got Affine"),
     ({"grid_bits": 14, "units": [InvertibleDense()]}, "got InvertibleDense"),

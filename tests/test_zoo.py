@@ -13,7 +13,7 @@ from helpers import ROOT, assert_close, start, values
 from keras.src import testing
 from zoo import KINDS, SHARED, mixture
 
-from resnet.reversible import Additive, Affine, Recompute, ReversibleChain, Scaled
+from resnet.reversible import Additive, Affine, Rebuild, Recompute, ReversibleChain, Scaled, Store
 
 UNITS = 3
 RUNS = {
@@ -38,9 +38,9 @@ def make_chain(kind, coupling="additive", grid_bits=None):
   SHARED.clear()
   kind = KINDS[kind]
   make = functools.partial(mixture, width=8) if coupling == "affine" else kind.make
-  pairs = [[make(kind.dtype) for _ in "FG"] for _ in range(UNITS)]
+  units = [[make(kind.dtype) for _ in "FG"] for _ in range(UNITS)]
   dtype = "float64" if kind.dtype == "float64" else "float32"
-  chain = ReversibleChain(pairs, coupling=COUPLINGS[coupling], grid_bits=grid_bits, dtype=dtype)
+  chain = ReversibleChain(units, coupling=COUPLINGS[coupling], grid_bits=grid_bits, dtype=dtype)
   chain.build([(None, *kind.shape)] * 2)
   random = np.random.RandomState(2)
   streams = [tf.constant(random.normal(size=(3, *kind.shape)), dtype) for _ in "12"]
@@ -72,19 +72,16 @@ def gradients(run, chain, state, streams, arguments):
 def by_ordinary_backprop(kind, coupling, grid_bits, run):
   chain, *rest = make_chain(kind, coupling, grid_bits)
   chain.backward = Store()
-  try:
-    return gradients(RUNS[run], chain, *rest)
-  finally:
-    chain.manual_gradients = True
+  return gradients(RUNS[run], chain, *rest)
 
 
 def require_equal(kind, loop, run, coupling="additive", grid_bits=None):
   chain, *rest = make_chain(kind, coupling, grid_bits)
-  chain.backward = Rebuild(loop=loop)
   dtype = KINDS[kind].dtype
   # XLA draws other random numbers, and in half precision the order shows in which a graph computes.
   same_run = dtype != "float64" or "dropout" in kind
   expected = by_ordinary_backprop(kind, coupling, grid_bits, run if same_run else "eager")
+  chain.backward = Rebuild(loop=loop)
   actual = gradients(RUNS[run], chain, *rest)
   for one, other in zip(actual, expected, strict=True):
     if grid_bits and dtype != "float64" and run != "XLA":
@@ -153,19 +150,19 @@ def test_what_is_stored_does_not_grow_with_the_units(kind):
         tape.watch(x)
         y = chain(x, training=True)
       gc.collect()
-      living[units, chain.manual_gradients] = sum(reference() is not None for reference in outputs)
+      living[units, chain.backward] = sum(reference() is not None for reference in outputs)
       assert tape.gradient(y, x)[0] is not None
       del tape, y
       outputs.clear()
-  assert living[2, True] == living[5, True] == 0
-  assert living[5, False] > living[2, False] > 0
+  assert living[2, Rebuild()] == living[5, Rebuild()] == 0
+  assert living[5, Store()] > living[2, Store()] > 0
 
 
 def test_layers_pass_the_tests_of_keras():
   case = testing.TestCase()
   case.run_layer_test(
     ReversibleChain,
-    {"pairs": [[keras.layers.Dense(units, "tanh") for units in (3, 4)] for _ in range(2)]},
+    {"units": [[keras.layers.Dense(units, "tanh") for units in (3, 4)] for _ in range(2)]},
     input_shape=((2, 3), (2, 4)),
     expected_output_shape=((2, 3), (2, 4)),
     expected_num_trainable_weights=8,

@@ -28,8 +28,8 @@ class Nested(keras.layers.Layer):
 
   def __init__(self, **kwargs):
     super().__init__(**kwargs)
-    pairs = [[layers.Dense(2, "tanh", dtype=self.dtype) for _ in "FG"] for _ in range(2)]
-    self.chain = ReversibleChain(pairs, dtype=self.dtype)
+    units = [[layers.Dense(2, "tanh", dtype=self.dtype) for _ in "FG"] for _ in range(2)]
+    self.chain = ReversibleChain(units, dtype=self.dtype)
 
   def build(self, input_shape):
     self.chain.build([(*input_shape[:-1], 2)] * 2)

@@ -149,23 +149,24 @@ def _costs(
   steps: Sequence[Step], call: Call, streams: Streams, masks: list[Mask], exact: bool
 ) -> tuple[list[dict[Keep, _Cost]], list[int]]:
   """Of each step its costs by what it keeps, and the bytes of the streams after it."""
-  found: dict[str, dict[Keep, _Cost]] = {}
+  found: dict[str, tuple[dict[Keep, _Cost], list[Any]]] = {}
   costs, after = [], []
   specs = [_spec(stream) for stream in streams]
   masks = [None if mask is None else _spec(mask) for mask in masks]
   for k, step in enumerate(steps):
-    mask = masks[step.source]
-    key = str((type(step), likeness(step.layers), specs[step.source], specs[1 - step.source], mask, k == 0))
+    key = str((type(step), likeness(step.layers), specs, masks, step.source, k == 0))
     if key not in found:
-      traced = functools.partial(_traced, step, call, specs, mask, exact, k == 0)
-      nothing, outputs = traced(NOTHING), traced(_OUTPUTS)
-      choices = {NOTHING: nothing, EVERYTHING: traced(EVERYTHING)}
+      traced = functools.partial(_traced, step, call, specs, masks, exact, k == 0)
+      nothing, masks_after = traced(NOTHING)
+      outputs, _ = traced(_OUTPUTS)
+      choices = {NOTHING: nothing, EVERYTHING: traced(EVERYTHING)[0]}
       if outputs.kept > nothing.kept:  # Layers within offer some.
-        choices |= {_OUTPUTS: outputs, _BOTH: traced(_BOTH)}
+        choices |= {_OUTPUTS: outputs, _BOTH: traced(_BOTH)[0]}
       else:
-        choices |= {_STREAMS: traced(_STREAMS)}
-      found[key] = choices
-    costs.append(found[key])
+        choices |= {_STREAMS: traced(_STREAMS)[0]}
+      found[key] = choices, masks_after
+    cost, masks = found[key]
+    costs.append(cost)
     shapes = step.shapes_after([tuple(spec.shape) for spec in specs[:2]])
     specs = [*(tf.TensorSpec(shape, specs[0].dtype) for shape in shapes), *specs[2:]]
     after.append(sum(map(_bytes, specs)))
@@ -173,9 +174,9 @@ def _costs(
 
 
 def _traced(
-  step: Step, call: Call, specs: list[tf.TensorSpec], mask: Any, exact: bool, is_first: bool, keep: Keep
-) -> _Cost:
-  """What undoing the step costs if it keeps this."""
+  step: Step, call: Call, specs: list[tf.TensorSpec], masks: list[Any], exact: bool, is_first: bool, keep: Keep
+) -> tuple[_Cost, list[Any]]:
+  """(what undoing the step costs if it keeps this, the masks after the step); masks are specs or None."""
   with inspected(), scratch_graph() as graph:
     stateless = StatelessStep(step, call, keep_kinds(keep, exact), keep.streams, is_first)
     state, weights, context = (
@@ -183,12 +184,10 @@ def _traced(
       for values in (stateless.layers.untrained, stateless.layers.trained, call.context)
     )
     streams = [_placeholder(spec) for spec in specs]
-    masks = [None, None]
-    if mask:
-      masks[step.source] = _placeholder(mask)
+    masks = [None if mask is None else _placeholder(mask) for mask in masks]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
       tape.watch(given := (streams, weights, context))
-      after, _, _, residuals = stateless.given(weights, state, context).run(streams, masks)
+      after, masks, _, residuals = stateless.given(weights, state, context).run(streams, masks)
     again, d_after = ([_placeholder(_spec(stream)) for stream in after] for _ in range(2))
     forward = len(graph.get_operations())
     before: Streams = []
@@ -199,7 +198,8 @@ def _traced(
     results = [_root(t) for t in tf.nest.flatten((before, *gradients)) if t is not None]
     free = _of_weights(graph, [*weights, *state], gradients.weights) | {id(_root(t)) for t in context}
     ops = _needed(results, graph.get_operations()[forward:])
-    return _cost(ops, results, free, passing={id(t) for t in (*again, *d_after)})
+    cost = _cost(ops, results, free, passing={id(t) for t in (*again, *d_after)})
+    return cost, [None if mask is None else _spec(mask) for mask in masks]
 
 
 def _of_weights(graph: tf.Graph, weights: list[tf.Tensor], d_weights: list[tf.Tensor | None]) -> set[int]:
