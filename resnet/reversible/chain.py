@@ -45,12 +45,12 @@ from resnet.reversible.coupling import Coupling, couplings_of
 from resnet.reversible.grid import on_grid
 from resnet.reversible.invertible import Invertible
 from resnet.reversible.likeness import likeness
-from resnet.reversible.loop import run_loop
+from resnet.reversible.loop import Loop
 from resnet.reversible.masks import Mask, passed_on, with_mask
 from resnet.reversible.plain import CouplingStep, InvertibleStep, Step, Streams, run_plainly
 from resnet.reversible.plan import NOTHING, ActivationPlan, Keep, keep_kinds, make_plan
 from resnet.reversible.private_apis import keras_mask, scratch_graph, show_to_checkpoints
-from resnet.reversible.segments import forward, given, rebuild, run_rebuilding, run_stored, values
+from resnet.reversible.segments import Part, Unrolled, run_rebuilding, run_stored
 from resnet.reversible.step import Residuals, StatelessStep
 
 Unit = tuple[keras.layers.Layer, keras.layers.Layer] | Invertible
@@ -231,11 +231,10 @@ class ReversibleChain(keras.layers.Layer):
       if not coupling.invertible:
         raise ValueError(f"{self.name} has no inverse, since its {type(coupling).__name__} has none")
     streams, masks, call = self._prepare(outputs, training, mask, kwargs)
-    steps = self._stateless(self._steps(), call)
-    taken, _ = passed_on([step.step for step in steps], streams, masks)
-    weights, states = values(steps)
+    unrolled, (taken, _) = self._unrolled(self._steps(), call), passed_on(self._steps(), streams, masks)
+    _, states = unrolled.values()
     residuals = [Residuals(state, mask) for state, mask in zip(states, taken, strict=True)]
-    return tuple(rebuild(given(steps, weights, states, call.context), streams, residuals, inverts=True))
+    return tuple(unrolled.rebuild(streams, residuals, inverts=True))
 
   def reconstruction_error(self, inputs: Sequence[tf.Tensor], **kwargs: Any) -> tf.Tensor:
     """The largest of `reconstruction_errors`, a scalar: how well the backward pass rebuilds streams."""
@@ -254,11 +253,10 @@ class ReversibleChain(keras.layers.Layer):
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
     streams, errors = [on_grid(stream, self.grid_bits) for stream in streams], []
     for invertible, stretch in itertools.groupby(self._steps(), lambda step: step.invertible):
-      steps, before = self._stateless(list(stretch), call), streams
-      steps = given(steps, *values(steps), call.context)
-      streams, masks, _, residuals = forward(steps, streams, masks)
+      unrolled, before = self._unrolled(list(stretch), call), streams
+      streams, masks, _, residuals = unrolled.forward(streams, masks)
       if invertible:
-        rebuilt = rebuild(steps, streams, residuals)
+        rebuilt = unrolled.rebuild(streams, residuals)
         error = tf.linalg.global_norm([y - x for x, y in zip(before, rebuilt, strict=True)])
         norm = tf.linalg.global_norm(before)
         errors.append(error / tf.where(norm > 0, norm, tf.ones_like(norm)))
@@ -325,40 +323,46 @@ class ReversibleChain(keras.layers.Layer):
     """The chain in segments: (how it is run, its steps, the number of its last unit), cut after some units."""
     steps, backward = self._steps(), self.backward
     kept: Sequence[Keep] = [NOTHING] * len(steps)
-    runs: list[tuple[Callable, int | None]]
+    rows: Sequence[int | None] = [None] * len(self.units)
+    runs: list[Callable] = [run_rebuilding] * len(steps)
     if isinstance(backward, Store) or activations_are_stored():
-      runs = [(run_plainly, None)] * len(steps)
+      runs = [run_plainly] * len(steps)
     elif backward.loop:
       rows = self._rows()
-      runs = [(run_rebuilding if rows[step.unit] is None else run_loop, rows[step.unit]) for step in steps]
-    else:
-      kept = self._plan(call, streams, masks).kept if backward.keep != "least" else kept
-      runs = [(run_stored if keep.everything else run_rebuilding, None) for keep in kept]
-    keys = [(*run, sum(cut < step.unit for cut in cuts)) for run, step in zip(runs, steps, strict=True)]
+    elif backward.keep != "least":
+      kept = self._plan(call, streams, masks).kept
+      runs = [run_stored if keep.everything else run_rebuilding for keep in kept]
+    parts = [sum(cut < step.unit for cut in cuts) for step in steps]
     segments = []
-    for (run, *_), numbers in itertools.groupby(range(len(steps)), keys.__getitem__):
-      ks = list(numbers)
-      of_segment: list = [steps[k] for k in ks]
+    for (run, _), ks in itertools.groupby(range(len(steps)), lambda k: (runs[k], parts[k])):
+      numbers = list(ks)
+      of_segment: list = [steps[k] for k in numbers]
       if run is not run_plainly:
-        of_segment = self._stateless(of_segment, call, [kept[k] for k in ks], loops=run is run_loop)
-      if run is run_loop:
-        of_segment = [list(unit) for _, unit in itertools.groupby(of_segment, lambda step: step.step.unit)]
-      segments.append((run, of_segment, steps[ks[-1]].unit))
+        of_segment = self._parts(of_segment, call, [kept[k] for k in numbers], rows)
+      segments.append((run, of_segment, steps[numbers[-1]].unit))
     return segments
 
-  def _stateless(
-    self,
-    steps: Sequence[Step],
-    call: Call,
-    kept: Iterable[Keep] = itertools.repeat(NOTHING),
-    loops: bool = False,
-  ) -> list[StatelessStep]:
-    """The steps of a segment. In a loop nothing is saved, and the first step is not the first one only."""
-    exact = self.grid_bits is not None
-    return [
-      StatelessStep(step, call, () if loops else keep_kinds(keep, exact), keep.streams, k == 0 and not loops)
-      for k, (step, keep) in enumerate(zip(steps, kept))
-    ]
+  def _parts(
+    self, steps: Sequence[Step], call: Call, kept: Sequence[Keep], rows: Sequence[int | None]
+  ) -> list[Part]:
+    """Steps of a segment as loops, where their units are in a row, and unrolled elsewhere."""
+    exact, parts = self.grid_bits is not None, list[Part]()
+    for row, ks in itertools.groupby(range(len(steps)), lambda k: rows[steps[k].unit]):
+      of_part = [
+        StatelessStep(
+          steps[k], call, keep_kinds(kept[k], exact, row is not None), kept[k].streams, k == 0 and row is None
+        )
+        for k in ks
+      ]
+      units = [Unrolled(list(unit)) for _, unit in itertools.groupby(of_part, lambda step: step.step.unit)]
+      parts.append(Unrolled(of_part) if row is None else Loop(units))
+    return parts
+
+  def _unrolled(self, steps: Sequence[Step], call: Call) -> Unrolled:
+    """Steps with the values of their variables, of which nothing is kept."""
+    kinds = keep_kinds(NOTHING, self.grid_bits is not None)
+    unrolled = Unrolled([StatelessStep(step, call, kinds, keeps_streams=False) for step in steps])
+    return unrolled.given(*unrolled.values(), call.context)
 
   def _rows(self) -> list[int | None]:
     """For each unit the number of the row of units that are alike, a loop; None for one that stands alone."""

@@ -5,99 +5,98 @@ from typing import Any
 
 import tensorflow as tf
 
-from resnet.reversible.arguments import Call
-from resnet.reversible.custom_vjp import Boundary, Tensors
+from resnet.reversible.custom_vjp import Tensors
 from resnet.reversible.masks import Mask
 from resnet.reversible.ordering import wait_for
 from resnet.reversible.plain import Streams
-from resnet.reversible.segments import Values, assign, forward, given, sums, undo, values
-from resnet.reversible.step import Context, Gradients, Residuals, StatelessStep
+from resnet.reversible.segments import Part, Unrolled, Values, sums
+from resnet.reversible.step import Context, Gradients, Residuals
 
-Entries = dict[
-  Any, tf.Tensor
-]  # (k, i): tensor i of step k of a unit, or its mask (i = -1), for one unit or stacked
+# (k, i): tensor i of step k of a unit, or its mask (i = -1), for one unit or stacked.
+Entries = dict[Any, tf.Tensor]
 
 
-def run_loop(
-  units: list[list[StatelessStep]], streams: Streams, masks: list[Mask], call: Call
-) -> tuple[Streams, list[Mask]]:
-  """A segment of units that are alike. Keeping tensors in it saved no time.
+class Loop(Part):
+  """Units that are alike; what they save is not kept, since that saved no time. Values are stacked over them.
 
   Raises:
-    ValueError: units share a layer whose state changes; change which streams carry masks; or speak to other
-      devices.
+    ValueError: units change which streams carry masks, or speak to other devices.
   """
-  # The steps of the first unit stand for all. Their weights and states are stacked over the units.
-  steps, order = units[0], range(len(units))
-  weights, states = (
-    [[tf.stack(entries) for entries in zip(*same, strict=True)] for same in zip(*of_units, strict=True)]
-    for of_units in zip(*map(values, units), strict=True)
-  )
-  masked = [mask is not None for mask in masks]
-  boundary = Boundary((streams, weights, call.context))
-  streams, weights, context = boundary.given
 
-  def unit(index: tf.Tensor, weights: Values, states: Values, context: Context) -> list[StatelessStep]:
-    return given(steps, _entry(weights, index), _entry(states, index), context)
+  def __init__(self, units: Sequence[Unrolled], values: tuple[Values, Values, Context] | None = None):
+    self._units, self._given = units, values
 
-  def forward_unit(index: tf.Tensor, carried: Tensors) -> tuple[Tensors, Entries]:
-    streams, present = carried
-    before = [present.get(k) for k in (0, 1)]
-    streams, after, updates, residuals = forward(unit(index, weights, states, context), streams, before)
-    if [mask is not None for mask in after] != masked:
-      raise ValueError(
-        f"loop=True needs units that hand Keras' masks on, but after that of {steps[0].step.name} "
-        f"the streams carry {_names(after)}, before it {_names(before)}; set supports_masking = True in these "
-        "layers, or loop=False"
-      )
-    taken = {(k, -1): r.mask for k, r in enumerate(residuals) if r.mask is not None}
-    return (streams, _present(after)), updates | taken
+  def values(self) -> tuple[Values, Values]:
+    weights, states = (
+      [[tf.stack(entries) for entries in zip(*same, strict=True)] for same in zip(*of_units, strict=True)]
+      for of_units in zip(*(unit.values() for unit in self._units), strict=True)
+    )
+    return weights, states
 
-  like = _like([[*state, *weight] for state, weight in zip(states, weights, strict=True)])
-  like |= {(k, -1): (m.dtype, m.shape) for k, s in enumerate(steps) if (m := masks[s.step.source]) is not None}
-  (outputs, present), updates = _loop(forward_unit, (list(streams), _present(masks)), like, order)
-  residuals = [Residuals(state, updates.pop((k, -1), None)) for k, state in enumerate(states)]
+  def given(self, weights: Values, states: Values, context: Context) -> "Loop":
+    return Loop(self._units, (weights, states, context))
 
-  def backward(outputs: Streams, d_outputs: Streams, held: Tensors) -> Gradients:
-    weights, context = held
+  def _unit(self, index: tf.Tensor) -> Unrolled:
+    """The first unit, which stands for all, with the values of that of a number."""
+    assert self._given is not None
+    weights, states, context = self._given
+    return self._units[0].given(_entry(weights, index), _entry(states, index), context)
 
-    def undo_unit(index: tf.Tensor, carried: Tensors) -> tuple[Tensors, Entries]:
+  def forward(
+    self, streams: Streams, masks: list[Mask]
+  ) -> tuple[Streams, list[Mask], Entries, list[Residuals]]:
+    assert self._given is not None
+    weights, states, _ = self._given
+    masked = [mask is not None for mask in masks]
+
+    def forward(index: tf.Tensor, carried: Tensors) -> tuple[Tensors, Entries]:
+      streams, present = carried
+      before = [present.get(k) for k in (0, 1)]
+      streams, after, updates, residuals = self._unit(index).forward(streams, before)
+      if [mask is not None for mask in after] != masked:
+        name = self._units[0].steps[-1].step.name
+        raise ValueError(
+          f"loop=True needs units that hand Keras' masks on, but behind {name} the streams carry "
+          f"{_names(after)}, before its unit {_names(before)}; set supports_masking = True in these layers, or "
+          "loop=False"
+        )
+      taken = {(k, -1): r.mask for k, r in enumerate(residuals) if r.mask is not None}
+      return (streams, _present(after)), updates | taken
+
+    like = _like([[*state, *weight] for state, weight in zip(states, weights, strict=True)])
+    for k, step in enumerate(self._units[0].steps):
+      if (mask := masks[step.step.source]) is not None:
+        like[k, -1] = (mask.dtype, mask.shape)
+    carried = (list(streams), _present(masks))
+    (streams, present), updates = _loop(forward, carried, like, range(len(self._units)))
+    residuals = [Residuals(state, updates.pop((k, -1), None)) for k, state in enumerate(states)]
+    return streams, [present.get(k) for k in (0, 1)], updates, residuals
+
+  def undo(
+    self, streams: Streams, d_streams: Streams, residuals: Sequence[Residuals]
+  ) -> tuple[Streams, Gradients]:
+    assert self._given is not None
+    weights, _, context = self._given
+
+    def undo(index: tf.Tensor, carried: Tensors) -> tuple[Tensors, Entries]:
       streams, d_streams, d_context = carried
       here = [Residuals(_entry(r.state, index), _entry(r.mask, index)) for r in residuals]
-      streams, d = undo(unit(index, weights, states, context), streams, d_streams, here)
+      streams, d = self._unit(index).undo(streams, d_streams, here)
       return (streams, d.streams, sums(d_context, d.context)), _entries(d.weights)
 
-    carried = (
-      wait_for(d_outputs, outputs),
-      d_outputs,
-      [tf.zeros_like(tensor) for tensor in context],
-    )  # Rule 1.
-    (_, d_streams, d_context), d = _loop(undo_unit, carried, _like(weights), order[::-1])
+    carried = (list(streams), list(d_streams), [tf.zeros_like(tensor) for tensor in context])
+    last_to_first = range(len(self._units))[::-1]
+    (streams, d_streams, d_context), d = _loop(undo, carried, _like(weights), last_to_first)
     d_weights = [[d[k, i] for i in range(len(weight))] for k, weight in enumerate(weights)]
-    return Gradients(wait_for((d_weights, d_context), d_streams), d_weights, d_context)  # Rule 2.
+    streams, d_streams = wait_for((d_weights, d_context), (streams, d_streams))  # Rule 2.
+    return streams, Gradients(d_streams, d_weights, d_context)
 
-  outputs = boundary.leave_without_storing(call.name, outputs, (weights, context), backward)
-  for one, of_unit in zip(units, _unstacked(units, updates), strict=True):
-    assign(one, of_unit)
-  return outputs, [present.get(k) for k in (0, 1)]
-
-
-def _unstacked(units: list[list[StatelessStep]], updates: Entries) -> list[Entries]:
-  """The updates of each unit.
-
-  Raises:
-    ValueError: steps share a layer whose state changes.
-  """
-  changed = [id(unit[k].layers.variables[i]) for k, i in updates for unit in units]
-  for k, i in updates:
-    for unit in units:
-      if changed.count(id(variable := unit[k].layers.variables[i])) > 1:
-        raise ValueError(
-          f"loop=True needs functions whose states are their own, but {unit[k].step.name} shares "
-          f"{variable.path!r}, which changes, with another function; use loop=False"
-        )
-  of_units = {key: tf.unstack(tensor, len(units)) for key, tensor in updates.items()}
-  return [{key: tensors[n] for key, tensors in of_units.items()} for n in range(len(units))]
+  def new_values(self, updates: Entries) -> list[tuple[Any, tf.Tensor]]:
+    return [
+      (unit.steps[k].layers.variables[i], value)
+      for (k, i), stacked in updates.items()
+      for unit, value in zip(self._units, tf.unstack(stacked, len(self._units)), strict=True)
+    ]
 
 
 def _loop(step: Callable, carried: Tensors, like: dict[Any, tuple], indices: range) -> tuple[Tensors, Entries]:

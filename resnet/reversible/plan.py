@@ -93,9 +93,9 @@ class _Cost(NamedTuple):
   operations: float
 
 
-def keep_kinds(keep: Keep, exact: bool) -> tuple[str, ...]:
-  """The kinds of tensors that a step's layers save, see stateless.py. On a grid no statistics: they round."""
-  return (*(() if exact else (STATISTICS,)), *((ACTIVATIONS,) if keep.outputs else ()))
+def keep_kinds(keep: Keep, exact: bool, loops: bool = False) -> tuple[str, ...]:
+  """The kinds of tensors that layers save, see stateless.py. On a grid no statistics, which round otherwise."""
+  return (*(() if exact or loops else (STATISTICS,)), *((ACTIVATIONS,) if keep.outputs else ()))
 
 
 def make_plan(

@@ -26,7 +26,7 @@ class Gradients(NamedTuple):
 
   streams: Streams
   weights: list
-  context: list[tf.Tensor | None]
+  context: list[tf.Tensor | None] | None
 
 
 @dataclasses.dataclass
@@ -68,7 +68,9 @@ class StatelessStep:
     layers: those of the step.
   """
 
-  def __init__(self, step: Step, call: Call, keep: Collection[str], keeps_streams: bool, is_first: bool):
+  def __init__(
+    self, step: Step, call: Call, keep: Collection[str], keeps_streams: bool, is_first: bool = False
+  ):
     self.step, self._call, self._keep, self._is_first = step, call, keep, is_first
     self._keeps_streams = keeps_streams or not step.invertible
     self.layers = StatelessLayers(step.layers, step.name, keep)
