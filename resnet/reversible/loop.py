@@ -54,10 +54,10 @@ class Loop(Part):
       before = [present.get(k) for k in (0, 1)]
       streams, after, updates, residuals = self._unit(index).forward(streams, before)
       if [mask is not None for mask in after] != masked:
-        name = self._units[0].steps[-1].step.name
+        names = " and ".join(step.step.name for step in self._units[0].steps)
         raise ValueError(
-          f"loop=True needs units that hand Keras' masks on, but behind {name} the streams carry "
-          f"{_names(after)}, before its unit {_names(before)}; set supports_masking = True in these layers, or "
+          f"loop=True needs units that hand Keras' masks on, but behind {names} the streams carry "
+          f"{_names(after)}, before it {_names(before)}; set supports_masking = True in these layers, or "
           "loop=False"
         )
       taken = {(k, -1): r.mask for k, r in enumerate(residuals) if r.mask is not None}
