@@ -4,8 +4,8 @@ PYTHONPATH=. python examples/exact_chain.py --units 200
 
 Units of batch norm, ReLU and a 3x3 convolution, 16 channels, with and without a grid of 2 ** -14. For each
 dtype, unrolled and in a loop, it prints the share of entries of the input that are rebuilt, the angle between
-manual and ordinary gradients in degrees (median over the variables, and the largest), and the share of variables
-whose gradients are equal in every bit.
+manual and ordinary gradients in degrees (median over the variables, and the largest), and the share of
+variables whose gradients are equal in every bit.
 """
 
 import os

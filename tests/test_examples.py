@@ -30,7 +30,7 @@ def test_a_flow_is_likelier_than_a_gaussian(tmp_path, capsys):
 
 
 def test_an_i_revnet_reads_digits():
-  assert load("irevnet")["main"](units=1, epochs=2) > 0.5  # By chance: 0.1.
+  assert load("irevnet")["main"](units=1, epochs=15) > 0.8  # By chance: 0.1.
 
 
 def test_a_momentum_network_tells_spirals_apart():
