@@ -3,9 +3,9 @@
 PYTHONPATH=. python examples/exact_chain.py --units 200
 
 Units of batch norm, ReLU and a 3x3 convolution, 16 channels, with and without a grid of 2 ** -14. For each
-dtype and form it prints the share of entries of the input that are rebuilt, the angle between manual
-and ordinary gradients in degrees (median over the variables, and the largest), and the share of variables whose
-gradients are equal in every bit.
+dtype, unrolled and in a loop, it prints the share of entries of the input that are rebuilt, the angle between
+manual and ordinary gradients in degrees (median over the variables, and the largest), and the share of
+variables whose gradients are equal in every bit.
 """
 
 import os
@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from resnet.models.layers import PreactivatedConv
-from resnet.reversible import ReversibleChain, ordinary_backprop
+from resnet.reversible import Rebuild, ReversibleChain, ordinary_backprop
 from resnet.reversible.grid import on_grid
 from resnet.tools.gradient_angles import angle
 
@@ -35,11 +35,11 @@ class Function(PreactivatedConv):
     return {"dtype": self.dtype_policy.name}
 
 
-def measure(units: int, dtype: str, form: str, grid_bits: int | None) -> tuple[float, float, float, float]:
+def measure(units: int, dtype: str, loop: bool, grid_bits: int | None) -> tuple[float, float, float, float]:
   """(share of entries rebuilt, median and largest angle, share of gradients that are equal)."""
   keras.utils.set_random_seed(0)
-  pairs = [[Function(1, FILTERS, 3, dtype=dtype) for _ in "FG"] for _ in range(units)]
-  chain = ReversibleChain(pairs, form=form, grid_bits=grid_bits)
+  functions = [[Function(1, FILTERS, 3, dtype=dtype) for _ in "FG"] for _ in range(units)]
+  chain = ReversibleChain(functions, backward=Rebuild(loop=loop), grid_bits=grid_bits)
   streams = tuple(tf.random.stateless_normal([4, 8, 8, FILTERS], [seed, 0]) for seed in (1, 2))
   chain.build([(None, 8, 8, FILTERS)] * 2)
 
@@ -69,10 +69,10 @@ def main(units: int) -> None:
   tf.config.experimental.enable_op_determinism()
   for dtype in ("float32", "mixed_bfloat16"):
     for grid_bits in (None, 14):
-      for form in ("unrolled", "while_loop"):
-        same, median, largest, equal = measure(units, dtype, form, grid_bits)
+      for loop in (False, True):
+        same, median, largest, equal = measure(units, dtype, loop, grid_bits)
         print(
-          f"{units} units, {dtype}, {form}, grid_bits {grid_bits}: rebuilt {100 * same:.2f} %, "
+          f"{units} units, {dtype}, loop={loop}, grid_bits {grid_bits}: rebuilt {100 * same:.2f} %, "
           f"angle {median:.2g} ({largest:.2g}), gradients equal {100 * equal:.1f} %",
           flush=True,
         )

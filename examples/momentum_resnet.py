@@ -33,8 +33,8 @@ def make_chain(units: int, width: int, momentum: float) -> ReversibleChain:
     last = layers.Dense(width, use_bias=False)
     return keras.Sequential([layers.Dense(width, "tanh"), last, layers.Rescaling(1 - momentum)])
 
-  pairs = [(change(), layers.Identity()) for _ in range(units)]
-  return ReversibleChain(pairs, coupling=(Scaled(momentum), Additive()))
+  functions = [(change(), layers.Identity()) for _ in range(units)]
+  return ReversibleChain(functions, coupling=(Scaled(momentum), Additive()))
 
 
 def main(units: int = 30, width: int = 16, momentum: float = 0.9, epochs: int = 60) -> tuple[float, float]:

@@ -36,8 +36,8 @@ def make_model(units: int, width: int, heads: int, rate: float) -> keras.Model:
   rows = keras.Input([SIZE, SIZE])
   # A bias for each row and channel is a learned embedding of positions.
   x = layers.EinsumDense("nrp,pc->nrc", (SIZE, width), bias_axes="rc", bias_initializer="random_normal")(rows)
-  pairs = [(attention(SIZE, width, heads, rate), mlp(SIZE, width, rate)) for _ in range(units)]
-  x = layers.Concatenate()(ReversibleChain(pairs, name="encoder")((x, x)))
+  functions = [(attention(SIZE, width, heads, rate), mlp(SIZE, width, rate)) for _ in range(units)]
+  x = layers.Concatenate()(ReversibleChain(functions, name="encoder")((x, x)))
   x = layers.LayerNormalization()(x)
   x = layers.GlobalAveragePooling1D()(x)
   return keras.Model(rows, layers.Dense(10)(x))

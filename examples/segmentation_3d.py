@@ -43,8 +43,8 @@ def convolution(channels: int, kind: type = layers.Conv3D, **kwargs) -> keras.Se
 
 def chain(x, units: int, channels: int):
   """Reversible units on the two halves of the channels."""
-  pairs = [(convolution(channels // 2), convolution(channels // 2)) for _ in range(units)]
-  return layers.Concatenate()(ReversibleChain(pairs)(ops.split(x, 2, axis=-1)))
+  functions = [(convolution(channels // 2), convolution(channels // 2)) for _ in range(units)]
+  return layers.Concatenate()(ReversibleChain(functions)(ops.split(x, 2, axis=-1)))
 
 
 def make_model(units: int, channels: int) -> keras.Model:

@@ -42,7 +42,7 @@ def compiled(units, **fields):
 
 MODES = {
   "ordinary": {"manual_gradients": False},
-  "unrolled": {"chain": "unrolled"},
+  "unrolled": {"chain": "unrolled", "activation_memory": "least"},
   "while_loop": {"chain": "while_loop"},
 }
 steps: dict = {mode: {} for mode in MODES}

@@ -19,11 +19,11 @@ from resnet.reversible.plan import AUTO, EVERYTHING, NOTHING
 from resnet.training.step import loss_and_gradients
 
 # MB an image that XLA plans for an H100, by network, dtype and activation_memory, where "all" was measured of
-# ordinary backpropagation; and how far the estimate may be off, which is further in half precision.
+# ordinary backpropagation.
 MEASURED = {
-  ("revnet-110", "float32"): (0.15, {"least": 0.62, "auto": 0.99, "all": 9.38}),
-  ("revnet-104", "float32"): (0.15, {"least": 27.3, "auto": 44.7, "all": 127.3}),
-  ("revnet-104", "mixed_bfloat16"): (0.18, {"least": 22.8, "all": 78.5}),
+  ("revnet-110", "float32"): {"least": 0.62, "auto": 0.99, "all": 9.38},
+  ("revnet-104", "float32"): {"least": 27.3, "auto": 44.7, "all": 127.3},
+  ("revnet-104", "mixed_bfloat16"): {"least": 22.8, "all": 78.5},
 }
 
 
@@ -169,13 +169,12 @@ def test_a_plan_in_words():
 
 
 @pytest.mark.parametrize(("name", "dtype"), MEASURED)
-def test_the_estimates_are_near_what_is_measured(name, dtype):
-  tolerance, measured = MEASURED[name, dtype]
+def test_the_estimates_are_within_15_percent_of_what_is_measured(name, dtype):
   config = dataclasses.replace(get_config(name), dtype=dtype)
-  for activation_memory, megabytes in measured.items():
+  for activation_memory, megabytes in MEASURED[name, dtype].items():
     model = get_model(dataclasses.replace(config, activation_memory=activation_memory))
     estimate = model.activation_plan(10).bytes / 1e7
-    assert estimate == pytest.approx(megabytes, rel=tolerance), activation_memory
+    assert estimate == pytest.approx(megabytes, rel=0.15), activation_memory
 
 
 def test_a_revnet_without_manual_gradients_stores_everything():

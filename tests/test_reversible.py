@@ -7,6 +7,7 @@ import gc
 import re
 import subprocess
 import sys
+import traceback
 import weakref
 
 import keras
@@ -77,6 +78,20 @@ def test_every_function_runs_twice_and_on_the_true_input():
     inspected, forward, rebuilt = function.inputs
     assert tf.is_symbolic_tensor(inspected)
     np.testing.assert_allclose(rebuilt, forward, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("backward", [Store(), Rebuild(), Rebuild("auto"), Rebuild("all")], ids=str)
+def test_five_frames_of_the_engine_lie_between_a_call_and_a_function(backward):
+  class Traced(keras.layers.Dense):
+    def call(self, x):
+      self.frames = [frame for frame in traceback.extract_stack() if "resnet/reversible/" in frame.filename]
+      return super().call(x)
+
+  function = Traced(4)
+  chain = ReversibleChain([(keras.layers.Dense(4), function)], backward=backward)
+  chain([tf.ones([2, 4])] * 2)  # The last run is the forward pass: building and inspection come before.
+  assert function.frames[0].name == "call"
+  assert 3 <= len(function.frames) <= 5
 
 
 def test_eager_forward_pass_keeps_no_activation():
