@@ -9,7 +9,8 @@ import tensorflow as tf
 from chains import KeepsHidden, keeping
 from helpers import assert_close, values
 
-from resnet.reversible import Additive, Rebuild, ReversibleChain, Shortcut, Store, Swap
+from resnet.reversible import ActivationPlan, Additive, Rebuild, ReversibleChain, Shortcut, Store, Swap
+from resnet.reversible.plan import EVERYTHING, NOTHING
 
 BACKWARD = {
   "Store": Store(),
@@ -106,6 +107,17 @@ def test_of_what_is_kept_by_steps_on_both_sides_of_a_cut():
     )
     way.backward = Store()
   for one, other in zip(*found, strict=True):
+    assert_close(one, other, 1e-12)
+
+
+@pytest.mark.parametrize("stored", [0, 1])
+def test_f_and_g_of_a_unit_in_segments_of_their_own(stored):
+  chain, streams = make_chain(Rebuild("auto"))
+  kept = [EVERYTHING if step.source == stored else NOTHING for step in chain._steps()]
+  chain._plan = lambda *_: ActivationPlan(0, 0, tuple(kept))
+  found = chain.intermediates(streams, range(UNITS))
+  chain.backward = Store()
+  for one, other in zip(found, chain.intermediates(streams, range(UNITS)), strict=True):
     assert_close(one, other, 1e-12)
 
 

@@ -213,7 +213,7 @@ def test_layers_that_units_share_see_the_state_as_the_unit_before_left_it(loop):
   chain.build([(None, 4), (None, 4)])
   if loop:
     with pytest.raises(
-      ValueError, match="needs functions whose states are their own, but F of unit 0 .* shares"
+      ValueError, match="needs functions whose states are their own, but several share 'seed_generator"
     ):
       chain((x1, x2), training=True)
     return

@@ -319,8 +319,8 @@ class ReversibleChain(keras.layers.Layer):
 
   def _segments(
     self, call: Call, streams: Streams, masks: list[Mask], cuts: Sequence[int] = ()
-  ) -> list[tuple[Callable, list, int]]:
-    """The chain in segments: (how it is run, its steps, the number of its last unit), cut after some units."""
+  ) -> list[tuple[Callable, list, int | None]]:
+    """The chain in segments, cut after some units: (how it is run, its steps, the unit that ends with it)."""
     steps, backward = self._steps(), self.backward
     kept: Sequence[Keep] = [NOTHING] * len(steps)
     rows: Sequence[int | None] = [None] * len(self.units)
@@ -339,7 +339,8 @@ class ReversibleChain(keras.layers.Layer):
       of_segment: list = [steps[k] for k in numbers]
       if run is not run_plainly:
         of_segment = self._parts(of_segment, call, [kept[k] for k in numbers], rows)
-      segments.append((run, of_segment, steps[numbers[-1]].unit))
+      unit, after = steps[numbers[-1]].unit, steps[numbers[-1] + 1 :]
+      segments.append((run, of_segment, None if after and after[0].unit == unit else unit))
     return segments
 
   def _parts(
