@@ -161,7 +161,7 @@ def test_a_plan_in_words():
   chain, streams = deep_chain("all")
   plan = chain.plan(streams)._replace(bytes=123_400_000)
   assert str(plan) == (
-    "of 16 functions 0 keep the streams that they change, 0 outputs within, 16 everything: "
+    "of 16 steps 0 keep the streams that they change, 0 outputs within, 16 everything: "
     "about 123 MB of activations (an estimate)"
   )
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from resnet.reversible.custom_vjp import local
 from resnet.reversible.masks import with_mask
-from resnet.reversible.private_apis import keras_mask
+from resnet.reversible.private_apis import context_arguments, keras_mask
 
 
 class Call:
@@ -23,11 +23,13 @@ class Call:
 
   Attributes:
     context: the float tensors in `arguments`, for which gradients are wanted.
+    handed_on: to layers that are called without: `training`, and what the layers around hand on.
     key: what the arguments are, but for the values of tensors.
   """
 
   def __init__(self, name: str, training: bool, arguments: dict[str, Any]):
     self.name, self.training, self._arguments = name, training, arguments
+    self.handed_on = {**context_arguments(), "training": training}
     self._leaves = [by_value(leaf) for leaf in tf.nest.flatten(arguments, expand_composites=True)]
     self._masks = [by_value(keras_mask(leaf)) for leaf in self._leaves]
     self.context = [leaf for leaf in self._leaves if is_float(leaf)]

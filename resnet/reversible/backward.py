@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import numbers
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -45,12 +46,13 @@ class Rebuild(Backward):
 
   Args:
     keep: what may be kept to save time. "least": nothing, the choice for the largest batch. "auto": up to 1.75
-      times the memory of "least", about a third of the time that rebuilding takes. "all": everything, as by
-      `Store`. A number of bytes: as much as the activations of a call may take; its batch must be known when it
-      is traced, or nothing is kept.
-    loop: units alike that stand in a row run as one `tf.while_loop` over their stacked weights, which keeps
-      nothing: a graph whose size does not depend on depth, for very deep chains that take long to trace. Layers
-      that speak to other devices, such as synchronised batch normalisation, cannot be in a loop.
+      times the memory of "least", for about a quarter of the time that rebuilding takes. "all": everything, as
+      by `Store`. A number of bytes: as much as the activations of a call may take. Sizes must be known when a
+      call is traced, the batch as well for a number of bytes; otherwise nothing is kept.
+    loop: units (F, G) alike that stand in a row run as one `tf.while_loop` over their stacked weights, which
+      keeps nothing: a graph whose size does not depend on depth, for very deep chains that take long to trace.
+      Alike are layers whose `get_config` says the same. Layers that speak to other devices, such as
+      synchronised batch normalisation, cannot be in a loop.
 
   Raises:
     ValueError: keep is none of these, or loop is to keep something.
@@ -67,9 +69,11 @@ class Rebuild(Backward):
 
   def __post_init__(self) -> None:
     keep = self.keep
-    is_number = isinstance(keep, int | float) and not isinstance(keep, bool)
+    is_number = isinstance(keep, numbers.Real) and not isinstance(keep, bool)
     if not (keep in KEEP if isinstance(keep, str) else is_number and keep > 0):
       raise ValueError(f"keep must be 'least', 'auto', 'all' or a number of bytes, got {keep!r}")
+    if not isinstance(keep, str):
+      object.__setattr__(self, "keep", float(keep))
     if self.loop and self.keep not in ("least", "auto"):
       raise ValueError(f"keep must be 'least' with loop=True, which keeps nothing; got {self.keep!r}")
 

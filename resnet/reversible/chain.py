@@ -48,7 +48,7 @@ from resnet.reversible.likeness import likeness
 from resnet.reversible.loop import Loop
 from resnet.reversible.masks import Mask, passed_on, with_mask
 from resnet.reversible.plain import CouplingStep, InvertibleStep, Step, Streams, run_plainly
-from resnet.reversible.plan import NOTHING, ActivationPlan, Keep, keep_kinds, make_plan
+from resnet.reversible.plan import EVERYTHING, NOTHING, ActivationPlan, Keep, keep_kinds, make_plan
 from resnet.reversible.private_apis import keras_mask, scratch_graph, show_to_checkpoints
 from resnet.reversible.segments import Part, Unrolled, run_rebuilding, run_stored
 from resnet.reversible.step import Residuals, StatelessStep
@@ -160,9 +160,10 @@ class ReversibleChain(keras.layers.Layer):
     return steps
 
   def build(self, input_shape: Any) -> None:
-    if len(input_shape) != 2 or not all(isinstance(shape, list | tuple) for shape in input_shape):
+    shapes = input_shape if isinstance(input_shape, list | tuple) else ()
+    if len(shapes) != 2 or not all(isinstance(shape, list | tuple) for shape in shapes):
       refuse_streams(self.name, input_shape)
-    shapes = list(input_shape)
+    shapes = list(shapes)
     for step in self._steps():
       step.build(shapes, self.variable_dtype)
       shapes = step.shapes_after(shapes)
@@ -176,6 +177,7 @@ class ReversibleChain(keras.layers.Layer):
       streams, masks = run(steps, streams, masks, call)
     return *map(with_mask, streams, masks), *streams[2:]
 
+  @tf.autograph.experimental.do_not_convert
   def intermediates(
     self,
     inputs: Sequence[tf.Tensor],
@@ -184,15 +186,17 @@ class ReversibleChain(keras.layers.Layer):
     mask: Any = None,
     **kwargs: Any,
   ) -> list[tuple[tf.Tensor, tf.Tensor]]:
-    """The streams after each of some units, such as the last ones of a network's stages.
+    """(x1, x2) after each of some units, such as the last ones of a network's stages.
 
     Args:
       units: their numbers, from 0, increasing. The backward pass stores the streams after them as well.
       inputs, training, mask, kwargs: as of a call.
     """
+    units = list(units)
+    if units != sorted(set(units)) or not set(units) <= set(range(len(self.units))):
+      raise ValueError(f"units must be increasing numbers from 0 to {len(self.units) - 1}, got {units}")
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
-    found: list[tuple[tf.Tensor, tf.Tensor]] = []
-    streams, units = self._entering(streams), list(units)
+    streams, found = self._entering(streams), list[tuple[tf.Tensor, tf.Tensor]]()
     for run, steps, last in self._segments(call, streams, masks, cuts=units):
       if len(found) < len(units):
         streams, masks = run(steps, streams, masks, call)
@@ -201,13 +205,20 @@ class ReversibleChain(keras.layers.Layer):
     return found
 
   def part(self, first: int, last: int) -> "ReversibleChain":
-    """The chain of the units from number `first` to before `last`: a layer of the same layers and settings."""
+    """The chain of the units from number `first` to before `last`, which are units of both, with their weights.
+
+    Raises:
+      ValueError: there are no such units.
+    """
+    if not 0 <= first < last <= len(self.units):
+      raise ValueError(f"part needs 0 <= first < last <= {len(self.units)}, got {first!r} and {last!r}")
     before, units = self.units[:first], self.units[first:last]
     functions = [2 * sum(isinstance(unit, tuple) for unit in some) for some in (before, units)]
     couplings = self.couplings[functions[0] : sum(functions)]
     policy = self.dtype_policy
     return ReversibleChain(units, couplings, self.backward, self.log_det, self.grid_bits, dtype=policy)
 
+  @tf.autograph.experimental.do_not_convert
   def adapt(self, inputs: Sequence[tf.Tensor], training: bool = False, mask: Any = None, **kwargs: Any) -> None:
     """Adapts each invertible layer that has `adapt`, such as `ActNorm`, to the streams that come to it.
 
@@ -219,12 +230,14 @@ class ReversibleChain(keras.layers.Layer):
         step.layer.adapt(streams)
       streams, masks = run_plainly([step], streams, masks, call)
 
+  @tf.autograph.experimental.do_not_convert
   def inverse(
     self, outputs: Sequence[tf.Tensor], training: bool = False, mask: Any = None, **kwargs: Any
   ) -> tuple[tf.Tensor, ...]:
     """The inputs that give `outputs`, rebuilt. Assigns nothing.
 
-    Takes the arguments of the call that it undoes. What layers save is computed again. Functions that draw
+    Takes the arguments of the call that it undoes, mask among them: the masks of the inputs, for which those
+    that `outputs` carry are taken if it is not given. What layers save is computed again. Functions that draw
     random numbers draw others than they did. A coupling that has no inverse is refused by a ValueError.
     """
     for coupling in self.couplings:
@@ -240,6 +253,7 @@ class ReversibleChain(keras.layers.Layer):
     """The largest of `reconstruction_errors`, a scalar: how well the backward pass rebuilds streams."""
     return tf.reduce_max(self.reconstruction_errors(inputs, **kwargs))
 
+  @tf.autograph.experimental.do_not_convert
   def reconstruction_errors(
     self, inputs: Sequence[tf.Tensor], training: bool = True, mask: Any = None, **kwargs: Any
   ) -> tf.Tensor:
@@ -260,8 +274,9 @@ class ReversibleChain(keras.layers.Layer):
         error = tf.linalg.global_norm([y - x for x, y in zip(before, rebuilt, strict=True)])
         norm = tf.linalg.global_norm(before)
         errors.append(error / tf.where(norm > 0, norm, tf.ones_like(norm)))
-    return tf.stack(errors)
+    return tf.stack(errors or [0.0])
 
+  @tf.autograph.experimental.do_not_convert
   def plan(
     self, inputs: Sequence[tf.Tensor | tf.TensorSpec], training: bool = True, mask: Any = None, **kwargs: Any
   ) -> ActivationPlan:
@@ -272,22 +287,27 @@ class ReversibleChain(keras.layers.Layer):
       training, mask, kwargs: as of a call.
     """
     with scratch_graph():
+      require_streams(self.name, inputs)
       streams = [tf.compat.v1.placeholder(x.dtype, x.shape) for x in inputs]
       streams, masks, call = self._prepare(streams, training, mask, kwargs)
-      return self._plan(call, self._entering(streams), masks)
+      if not all(x.shape[1:].is_fully_defined() for x in streams):
+        raise ValueError(f"{self.name}: a plan needs streams of known sizes, but for the batch; got {inputs!r}")
+      return self._plan(call, self._entering(streams), masks, self._keep(streams))
 
-  def _plan(self, call: Call, streams: Streams, masks: list[Mask]) -> ActivationPlan:
-    keep: str | float = "all"
-    if isinstance(self.backward, Rebuild):
-      keep = "least" if self.backward.loop else self.backward.keep
-    if not all(x.shape[isinstance(keep, str) :].is_fully_defined() for x in streams[:2]):
-      keep = "least"  # What is not known cannot be planned; of how many examples only amounts of memory ask.
+  def _plan(self, call: Call, streams: Streams, masks: list[Mask], keep: str | float) -> ActivationPlan:
     key = str((keep, call.key, [(x.dtype, x.shape) for x in streams], [mask is None for mask in masks]))
     plans = _plans.setdefault(self, {})
     if key not in plans:
-      steps = self._steps()
-      plans[key] = make_plan(steps, call, streams, masks, keep, self.grid_bits is not None)
+      plans[key] = make_plan(self._steps(), call, streams, masks, keep, self.grid_bits is not None)
     return plans[key]
+
+  def _keep(self, streams: Streams) -> str | float:
+    """As of `Rebuild`; for streams of unknown size "least". Amounts of memory ask for the batch, too."""
+    if isinstance(self.backward, Store):
+      return "all"
+    keep = "least" if self.backward.loop else self.backward.keep
+    known = all(x.shape[isinstance(keep, str) :].is_fully_defined() for x in streams[:2])
+    return keep if known or keep == "all" else "least"
 
   def _prepare(
     self, streams: Sequence[tf.Tensor], training: bool, mask: Any, arguments: dict[str, Any]
@@ -329,8 +349,8 @@ class ReversibleChain(keras.layers.Layer):
       runs = [run_plainly] * len(steps)
     elif backward.loop:
       rows = self._rows()
-    elif backward.keep != "least":
-      kept = self._plan(call, streams, masks).kept
+    elif (keep := self._keep(streams)) != "least":
+      kept = [EVERYTHING] * len(steps) if keep == "all" else self._plan(call, streams, masks, keep).kept
       runs = [run_stored if keep.everything else run_rebuilding for keep in kept]
     parts = [sum(cut < step.unit for cut in cuts) for step in steps]
     segments = []
@@ -369,7 +389,9 @@ class ReversibleChain(keras.layers.Layer):
     """For each unit the number of the row of units that are alike, a loop; None for one that stands alone."""
     units = [list(unit) for _, unit in itertools.groupby(self._steps(), lambda step: step.unit)]
     alike = [
-      "".join(likeness(step.layers) for step in unit) if all(step.invertible for step in unit) else number
+      "".join(likeness(step.layers) for step in unit)
+      if all(step.invertible and isinstance(step, CouplingStep) for step in unit)
+      else number
       for number, unit in enumerate(units)
     ]
     rows: list[int | None] = []

@@ -33,6 +33,8 @@ def require_streams(name: str, streams: Any) -> None:
   if not isinstance(streams, list | tuple) or len(streams) != 2:
     refuse_streams(name, getattr(streams, "shape", streams))
   for index, stream in enumerate(streams, start=1):
+    if not hasattr(stream, "dtype") or not hasattr(stream, "shape"):
+      raise ValueError(f"{name}: the streams must be float tensors, x{index} is {stream!r}")
     if tf.TensorShape(stream.shape).rank is None:
       raise ValueError(
         f"{name}: the number of axes of x{index} must be known; set its shape by tf.ensure_shape"
@@ -54,8 +56,11 @@ def require_masks(name: str, mask: Any) -> Sequence[Any] | None:
 
 def refuse_streams(name: str, shape: Any) -> None:
   """Raises ValueError for inputs that are not two streams. `shape` is one tensor's, or a list of shapes."""
-  single = all(size is None or isinstance(size, int) for size in shape)
-  got = f"a tensor of shape {tuple(shape)}" if single else f"{len(shape)} inputs"
+  sizes = list(shape) if isinstance(shape, list | tuple | tf.TensorShape) else None
+  single = sizes is not None and all(size is None or isinstance(size, int) for size in sizes)
+  got = (
+    repr(shape) if sizes is None else f"a tensor of shape {tuple(sizes)}" if single else f"{len(sizes)} inputs"
+  )
   raise ValueError(f"{name} takes two streams, (x1, x2), got {got}; halve a tensor by tf.split(x, 2, axis=-1)")
 
 

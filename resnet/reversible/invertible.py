@@ -4,6 +4,7 @@ To add one, write a class like these: `call`, `inverse`, and unless it is exact 
 variables, `get_config` if it has arguments.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,11 +71,12 @@ class Invertible(keras.layers.Layer):
       raise NotImplementedError(f"{type(self).__name__} has no log_det(streams)")
     return at_each_position(self._widened(streams)[0], 0.0)
 
-  def compute_output_spec(self, streams: Any) -> Any:
-    return symbolic_outputs(self.call, streams)
+  def compute_output_spec(self, streams: Any, **kwargs: Any) -> Any:
+    return symbolic_outputs(functools.partial(self.call, **kwargs), streams)
 
   def compute_output_shape(self, input_shape: Any) -> Any:
-    return [y.shape for y in self([keras.KerasTensor(shape) for shape in input_shape])]
+    dtype = stream_dtype([], self.variable_dtype).name
+    return [y.shape for y in self([keras.KerasTensor(shape, dtype) for shape in input_shape])]
 
   def _widened(self, streams: Streams) -> Streams:
     """The streams in the dtype of the widest of them, variables and float32. Builds the layer if need be."""

@@ -20,7 +20,7 @@ from resnet.reversible.coupling import Coupling
 from resnet.reversible.grid import on_grid
 from resnet.reversible.invertible import Invertible
 from resnet.reversible.masks import Mask, mask_of_sum, with_mask
-from resnet.reversible.private_apis import keras_mask
+from resnet.reversible.private_apis import handing_on, keras_mask
 
 Streams = list[tf.Tensor]  # x1 and x2, and the sum of log_det [N] so far where it is wanted
 
@@ -141,10 +141,16 @@ class InvertibleStep:
 
   def couple(self, streams: Streams, parts: Sequence[tf.Tensor]) -> Streams:
     totals = [total + self.layer.log_det(streams[:2]) for total in streams[2:]]
-    return [*self.layer(streams[:2]), *totals]
+    return [*self._two("call", self.layer(streams[:2]), streams), *totals]
 
   def uncouple(self, streams: Streams, parts: Sequence[tf.Tensor]) -> Streams:
-    return [*self.layer.inverse(streams[:2]), *streams[2:]]
+    return [*self._two("inverse", self.layer.inverse(streams[:2]), streams), *streams[2:]]
+
+  def _two(self, name: str, given: Any, streams: Streams) -> Streams:
+    """What a method of the layer gave, in the dtype of the streams."""
+    if not isinstance(given, list | tuple) or len(given) != 2:
+      raise ValueError(f"{self.name}: its {name} must give two streams, got {given!r}")
+    return [tf.cast(stream, streams[0].dtype) for stream in given]
 
   def masks_after(self, masks: list[Mask], of_change: Mask) -> list[Mask]:
     carried = self.layer.supports_masking and any(mask is not None for mask in masks)
@@ -158,7 +164,8 @@ def run_plainly(
   steps: Sequence[Step], streams: Streams, masks: list[Mask], call: Call
 ) -> tuple[Streams, list[Mask]]:
   """(y1, y2) and their Keras masks, from (x1, x2) and theirs."""
-  for step in steps:
-    parts, mask = step.change(streams, masks[step.source], call.arguments_of(step.layer, call.context))
-    streams, masks = step.couple(streams, parts), step.masks_after(masks, mask)
+  with handing_on(call.handed_on):
+    for step in steps:
+      parts, mask = step.change(streams, masks[step.source], call.arguments_of(step.layer, call.context))
+      streams, masks = step.couple(streams, parts), step.masks_after(masks, mask)
   return streams, masks

@@ -77,10 +77,10 @@ class ActivationPlan(NamedTuple):
   kept: tuple[Keep, ...]
 
   def __str__(self) -> str:
-    """E.g. "of 54 functions 18 keep the streams that they change, 12 outputs within, 8 everything"."""
+    """E.g. "of 54 steps 18 keep the streams that they change, 12 outputs within, 8 everything"."""
     streams, outputs, everything = (sum(kept) for kept in zip(*self.kept, strict=True))
     return (
-      f"of {len(self.kept)} functions {streams} keep the streams that they change, {outputs} outputs within, "
+      f"of {len(self.kept)} steps {streams} keep the streams that they change, {outputs} outputs within, "
       f"{everything} everything: about {self.bytes / 1e6:.0f} MB of activations (an estimate)"
     )
 

@@ -11,6 +11,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src import backend
+from keras.src.backend.common import global_state
+from keras.src.layers.layer import CallContext
 from tensorflow.compiler.tf2xla.python import xla
 from tensorflow.python.autograph.core import ag_ctx
 from tensorflow.python.eager import forwardprop_util, record
@@ -101,6 +103,26 @@ def show_to_checkpoints(parent: keras.layers.Layer, **lists: Sequence[keras.laye
   for name, layers in lists.items():
     for k, layer in enumerate(layers):
       parent._track_trackable(layer, f"{name}_{k}")
+
+
+def context_arguments() -> dict[str, Any]:
+  """What the call of a layer around hands on to layers that are called without it, such as `training`."""
+  context = global_state.get_global_attribute("current_call_ctx")
+  return {} if context is None else {k: value for k, value in vars(context).items() if k != "entry_layer"}
+
+
+@contextlib.contextmanager
+def handing_on(arguments: dict[str, Any]) -> Iterator[None]:
+  """A context like the call of a layer, which hands these arguments on."""
+  before = global_state.get_global_attribute("current_call_ctx")
+  context = CallContext(entry_layer=None)
+  for name, value in arguments.items():
+    context.set_value(name, value)
+  global_state.set_global_attribute("current_call_ctx", context)
+  try:
+    yield
+  finally:
+    global_state.set_global_attribute("current_call_ctx", before)
 
 
 _inlined: ContextVar[bool] = ContextVar("inlined", default=False)

@@ -122,7 +122,7 @@ def recompute(
   if activations_are_stored():
     return layer(inputs, **call.arguments_of(layer, call.context))
   given = Call(call.name, training, {"inputs": inputs})
-  stateless = StatelessLayers([layer], layer.name, keep)
+  stateless = StatelessLayers([layer], layer.name, keep, call.handed_on)
   state = stateless.state()
 
   def run(

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextvars import ContextVar
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -11,7 +12,7 @@ import tensorflow as tf
 from resnet.reversible.custom_vjp import Tensors, custom_vjp, local
 from resnet.reversible.inspection import inspected
 from resnet.reversible.masks import Mask
-from resnet.reversible.private_apis import inlined_functions
+from resnet.reversible.private_apis import context_arguments, handing_on, inlined_functions
 
 # What layers may save for their recomputation.
 STATISTICS = "statistics"  # what `replayed` saves, small beside an activation
@@ -55,6 +56,7 @@ class Evaluation:
     saved: what they save, in the order in which the recomputation asks for it.
     asked: how often the recomputation has asked; None in a first evaluation.
     updates: by index, the new values of variables that have changed. It is there at the end.
+    scope: that has the values of variables.
   """
 
   kinds: Collection[str]
@@ -62,6 +64,15 @@ class Evaluation:
   saved: list[Saved] = dataclasses.field(default_factory=list)
   asked: int | None = None
   updates: dict[int, tf.Tensor] = dataclasses.field(default_factory=dict)
+  scope: keras.StatelessScope | None = None
+
+  @contextlib.contextmanager
+  def changing_nothing(self) -> Iterator[None]:
+    """A context after which the variables have the values that they had before."""
+    assert self.scope is not None
+    before = dict(self.scope.state_mapping)
+    yield
+    self.scope.state_mapping = before
 
   def next(self, layer: str) -> Saved:
     position = self.asked
@@ -97,13 +108,20 @@ class StatelessLayers:
     layers: built.
     name: of the whole, for errors.
     keep: the kinds of tensors, see above, that layers may save for the recomputation.
+    handed_on: see `Call`.
 
   Attributes:
     untrained, trained: the variables whose values are the state, and those whose values are the weights.
     variables: both, in this order.
   """
 
-  def __init__(self, layers: Sequence[keras.layers.Layer], name: str, keep: Collection[str] = ()):
+  def __init__(
+    self,
+    layers: Sequence[keras.layers.Layer],
+    name: str,
+    keep: Collection[str] = (),
+    handed_on: dict[str, Any] | None = None,
+  ):
     variables = {id(variable): variable for layer in layers for variable in layer.variables}
     # In the order of `variables`, which freezing does not change. As in a model, it is the variable's word that
     # counts: a layer that is frozen before it is built has variables that are trained.
@@ -111,7 +129,7 @@ class StatelessLayers:
     self.untrained = [variable for variable in variables.values() if not variable.trainable]
     self.variables = [*self.untrained, *self.trained]
     self._name = name
-    self._keep = tuple(keep)
+    self._keep, self._handed_on = tuple(keep), context_arguments() if handed_on is None else handed_on
 
   def weights(self) -> list[tf.Tensor]:
     """The values of the trained variables."""
@@ -139,7 +157,14 @@ class StatelessLayers:
     given = {id(variable): weight for variable, weight in zip(self.trained, weights, strict=True)}
     this = Evaluation(self._keep, given) if saved is None else Evaluation(self._keep, given, saved, asked=0)
     values = zip(self.variables, [*state, *weights], strict=True)
-    with evaluating(this), inlined_functions(), inspected(), _Scope(values, given) as scope:
+    with (
+      evaluating(this),
+      inlined_functions(),
+      inspected(),
+      handing_on(self._handed_on),
+      _Scope(values, given) as scope,
+    ):
+      this.scope = scope
       old = [scope.get_current_value(variable) for variable in self.variables]
       yield this
     if this.asked is not None and this.asked < len(this.saved):

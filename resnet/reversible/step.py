@@ -73,7 +73,7 @@ class StatelessStep:
   ):
     self.step, self._call, self._keep, self._is_first = step, call, keep, is_first
     self._keeps_streams = keeps_streams or not step.invertible
-    self.layers = StatelessLayers(step.layers, step.name, keep)
+    self.layers = StatelessLayers(step.layers, step.name, keep, call.handed_on)
     self._weights: list[tf.Tensor] = []
     self._state: list[tf.Tensor] = []
     self._context: Context = []
@@ -142,11 +142,12 @@ class StatelessStep:
     its gradient goes to the other one.
     """
     step, residuals = self.step, wait_for(streams, residuals)  # Rule 4.
+    given_shapes = [stream.shape for stream in streams]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
       streams, weights, context = watched(tape, (streams, self._weights, self._context))
-      with self.layers.evaluation(weights, residuals.state, residuals.saved):
+      with self.layers.evaluation(weights, residuals.state, residuals.saved) as evaluation:
         parts, _ = step.change(streams, residuals.mask, self._call.arguments_of(step.layer, context))
-        with tape.stop_recording():
+        with tape.stop_recording(), evaluation.changing_nothing():
           before = residuals.before
           if before is None:
             rebuilt = step.uncouple(streams, parts)
@@ -154,6 +155,9 @@ class StatelessStep:
         streams = self._with_targets(streams, watched(tape, before))
         with evaluating(None):
           after = step.couple(streams, parts)
+    for k in step.targets:
+      if not after[k].shape.is_compatible_with(shape := given_shapes[k]):
+        raise ValueError(f"{step.name}: what its inverse gives becomes {after[k].shape}, not {shape} as it was")
     if not (self._keeps_streams or self._is_first):
       d_streams = wait_for([streams[k] for k in step.targets], d_streams)  # Rule 3.
     d_streams, d_weights, d_context = tape.gradient(after, (streams, weights, context), d_streams)
