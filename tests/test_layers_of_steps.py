@@ -9,6 +9,7 @@ from keras import layers
 
 from resnet.reversible import (
   Additive,
+  Affine,
   Invertible,
   Rebuild,
   ReversibleChain,
@@ -209,3 +210,14 @@ def test_a_chain_that_rebuilds_nothing_has_no_error():
   shortcuts = [Shortcut(layers.Dense(4)) for _ in "FG"]
   chain = ReversibleChain([(layers.Dense(4), layers.Dense(4))], coupling=shortcuts)
   assert chain.reconstruction_error([tf.ones([3, 4])] * 2) == 0
+
+
+@pytest.mark.parametrize("backward", [Store(), Rebuild()], ids=str)
+def test_couplings_compute_as_precisely_as_streams_are(backward):
+  functions = [layers.Dense(8, dtype="mixed_bfloat16") for _ in "FG"]
+  chain = ReversibleChain([functions], Affine(bound=1.5), backward, log_det=True)
+  x1, x2 = (tf.cast(x, tf.float32) for x in streams())
+  y1, _, log_det = chain((x1, x2))
+  s1, s2 = (tf.cast(f(x)[:, :4], tf.float32) for f, x in zip(functions, (x2, y1), strict=True))
+  expected = tf.reduce_sum(1.5 * tf.tanh(s1 / 1.5) + 1.5 * tf.tanh(s2 / 1.5), axis=1)
+  np.testing.assert_allclose(log_det, expected, rtol=1e-6, atol=1e-6)

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from resnet.reversible.arguments import Call
+from resnet.reversible.arguments import Call, is_float
 from resnet.reversible.checks import build_layer, require_parts, require_shapes
 from resnet.reversible.coupling import Coupling
 from resnet.reversible.grid import on_grid
@@ -88,7 +88,9 @@ class CouplingStep:
     """
     target, source = streams[1 - self.source], streams[self.source]
     change = self.layer(with_mask(source, mask), **arguments)
-    parts = [*self.coupling.parts(change)]
+    # As precise as the stream before the coupling computes with it.
+    wide = tf.nest.map_structure(lambda x: tf.cast(x, target.dtype) if is_float(x) else x, change)
+    parts = [*self.coupling.parts(wide)]
     require_parts(self.name, self.coupling, parts)
     parts = [on_grid(tf.cast(part, target.dtype), self.grid_bits) for part in parts]
     return parts, mask_of_sum([keras_mask(part) for part in tf.nest.flatten(change)])
