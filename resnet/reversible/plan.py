@@ -110,7 +110,7 @@ def make_plan(
     budget: "least", "auto", "all" or bytes, see `Rebuild`.
     exact: whether streams are on a grid.
   """
-  costs, after = _costs(steps, call, streams, masks, exact)
+  costs, after = _costs(steps, call, streams, masks, exact, chooses=budget not in ("least", "all"))
   kept = [NOTHING] * len(steps)
   least = _peak(kept, costs, after)
   if budget in ("least", "all"):
@@ -153,7 +153,7 @@ def _peak(kept: Sequence[Keep], costs: Sequence[dict[Keep, _Cost]], after: Seque
 
 
 def _costs(
-  steps: Sequence[Step], call: Call, streams: Streams, masks: list[Mask], exact: bool
+  steps: Sequence[Step], call: Call, streams: Streams, masks: list[Mask], exact: bool, chooses: bool
 ) -> tuple[list[dict[Keep, _Cost]], list[int]]:
   """Of each step its costs by what it keeps, and the bytes of the streams after it."""
   found: dict[str, tuple[dict[Keep, _Cost], list[Any]]] = {}
@@ -161,18 +161,19 @@ def _costs(
   specs = [_spec(stream) for stream in streams]
   masks = [None if mask is None else _spec(mask) for mask in masks]
   for k, step in enumerate(steps):
-    key = str((type(step), likeness(step.layers), specs, masks, step.source, k == 0))
+    order = slice(None, None, -1 if step.source else 1)  # F and G may be alike.
+    key = str((type(step), likeness(step.layers), specs[:2][order], specs[2:], masks[order], k == 0))
     if key not in found:
       traced = functools.partial(_traced, step, call, specs, masks, exact, k == 0)
       nothing, masks_after = traced(NOTHING)
-      outputs, _ = traced(_OUTPUTS)
       choices = {NOTHING: nothing, EVERYTHING: traced(EVERYTHING)[0]}
+      outputs = traced(_OUTPUTS)[0] if chooses else nothing
       if outputs.kept > nothing.kept:  # Layers within offer some.
         choices |= {_OUTPUTS: outputs, _BOTH: traced(_BOTH)[0]}
-      else:
+      elif chooses:
         choices |= {_STREAMS: traced(_STREAMS)[0]}
-      found[key] = choices, masks_after
-    cost, masks = found[key]
+      found[key] = choices, masks_after[order]
+    cost, masks = found[key][0], found[key][1][order]
     costs.append(cost)
     shapes = step.shapes_after([tuple(spec.shape) for spec in specs[:2]])
     specs = [*(tf.TensorSpec(shape, specs[0].dtype) for shape in shapes), *specs[2:]]
