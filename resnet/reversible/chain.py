@@ -24,7 +24,7 @@ Costs: one more forward pass of every function, less what is kept, see `Rebuild`
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -44,14 +44,12 @@ from resnet.reversible.checks import (
 from resnet.reversible.coupling import Coupling, couplings_of
 from resnet.reversible.grid import on_grid
 from resnet.reversible.invertible import Invertible
-from resnet.reversible.likeness import likeness
-from resnet.reversible.loop import Loop
 from resnet.reversible.masks import Mask, passed_on, with_mask
+from resnet.reversible.partition import Segment, segments, unrolled
 from resnet.reversible.plain import CouplingStep, InvertibleStep, Step, Streams, run_plainly
-from resnet.reversible.plan import EVERYTHING, NOTHING, ActivationPlan, Keep, keep_kinds, make_plan
+from resnet.reversible.plan import EVERYTHING, NOTHING, ActivationPlan, Keep, make_plan
 from resnet.reversible.private_apis import keras_mask, scratch_graph, show_to_checkpoints
-from resnet.reversible.segments import Part, Unrolled, run_rebuilding, run_stored
-from resnet.reversible.step import Residuals, StatelessStep
+from resnet.reversible.step import Residuals
 
 Unit = tuple[keras.layers.Layer, keras.layers.Layer] | Invertible
 
@@ -173,8 +171,8 @@ class ReversibleChain(keras.layers.Layer):
   ) -> tuple[tf.Tensor, ...]:
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
     streams = self._entering(streams)
-    for run, steps, _ in self._segments(call, streams, masks):
-      streams, masks = run(steps, streams, masks, call)
+    for segment in self._segments(call, streams, masks):
+      streams, masks = segment.run(segment.steps, streams, masks, call)
     return *map(with_mask, streams, masks), *streams[2:]
 
   @tf.autograph.experimental.do_not_convert
@@ -197,10 +195,10 @@ class ReversibleChain(keras.layers.Layer):
       raise ValueError(f"units must be increasing numbers from 0 to {len(self.units) - 1}, got {units}")
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
     streams, found = self._entering(streams), list[tuple[tf.Tensor, tf.Tensor]]()
-    for run, steps, last in self._segments(call, streams, masks, cuts=units):
+    for segment in self._segments(call, streams, masks, cuts=units):
       if len(found) < len(units):
-        streams, masks = run(steps, streams, masks, call)
-        if last == units[len(found)]:
+        streams, masks = segment.run(segment.steps, streams, masks, call)
+        if segment.unit == units[len(found)]:
           found.append((with_mask(streams[0], masks[0]), with_mask(streams[1], masks[1])))
     return found
 
@@ -244,10 +242,13 @@ class ReversibleChain(keras.layers.Layer):
       if not coupling.invertible:
         raise ValueError(f"{self.name} has no inverse, since its {type(coupling).__name__} has none")
     streams, masks, call = self._prepare(outputs, training, mask, kwargs)
-    unrolled, (taken, _) = self._unrolled(self._steps(), call), passed_on(self._steps(), streams, masks)
-    _, states = unrolled.values()
+    part, (taken, _) = (
+      unrolled(self._steps(), call, self.grid_bits is not None),
+      passed_on(self._steps(), streams, masks),
+    )
+    _, states = part.values()
     residuals = [Residuals(state, mask) for state, mask in zip(states, taken, strict=True)]
-    return tuple(unrolled.rebuild(streams, residuals, inverts=True))
+    return tuple(part.rebuild(streams, residuals, inverts=True))
 
   def reconstruction_error(self, inputs: Sequence[tf.Tensor], **kwargs: Any) -> tf.Tensor:
     """The largest of `reconstruction_errors`, a scalar: how well the backward pass rebuilds streams."""
@@ -267,10 +268,10 @@ class ReversibleChain(keras.layers.Layer):
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
     streams, errors = [on_grid(stream, self.grid_bits) for stream in streams], []
     for invertible, stretch in itertools.groupby(self._steps(), lambda step: step.invertible):
-      unrolled, before = self._unrolled(list(stretch), call), streams
-      streams, masks, _, residuals = unrolled.forward(streams, masks)
+      part, before = unrolled(list(stretch), call, self.grid_bits is not None), streams
+      streams, masks, _, residuals = part.forward(streams, masks)
       if invertible:
-        rebuilt = unrolled.rebuild(streams, residuals)
+        rebuilt = part.rebuild(streams, residuals)
         error = tf.linalg.global_norm([y - x for x, y in zip(before, rebuilt, strict=True)])
         norm = tf.linalg.global_norm(before)
         errors.append(error / tf.where(norm > 0, norm, tf.ones_like(norm)))
@@ -339,66 +340,17 @@ class ReversibleChain(keras.layers.Layer):
 
   def _segments(
     self, call: Call, streams: Streams, masks: list[Mask], cuts: Sequence[int] = ()
-  ) -> list[tuple[Callable, list, int | None]]:
-    """The chain in segments, cut after some units: (how it is run, its steps, the unit that ends with it)."""
-    steps, backward = self._steps(), self.backward
-    kept: Sequence[Keep] = [NOTHING] * len(steps)
-    rows: Sequence[int | None] = [None] * len(self.units)
-    runs: list[Callable] = [run_rebuilding] * len(steps)
-    if isinstance(backward, Store) or activations_are_stored():
-      runs = [run_plainly] * len(steps)
-    elif backward.loop:
-      rows = self._rows()
-    elif (keep := self._keep(streams)) != "least":
-      kept = [EVERYTHING] * len(steps) if keep == "all" else self._plan(call, streams, masks, keep).kept
-      runs = [run_stored if keep.everything else run_rebuilding for keep in kept]
-    parts = [sum(cut < step.unit for cut in cuts) for step in steps]
-    segments = []
-    for (run, _), ks in itertools.groupby(range(len(steps)), lambda k: (runs[k], parts[k])):
-      numbers = list(ks)
-      of_segment: list = [steps[k] for k in numbers]
-      if run is not run_plainly:
-        of_segment = self._parts(of_segment, call, [kept[k] for k in numbers], rows)
-      unit, after = steps[numbers[-1]].unit, steps[numbers[-1] + 1 :]
-      segments.append((run, of_segment, None if after and after[0].unit == unit else unit))
-    return segments
-
-  def _parts(
-    self, steps: Sequence[Step], call: Call, kept: Sequence[Keep], rows: Sequence[int | None]
-  ) -> list[Part]:
-    """Steps of a segment as loops, where their units are in a row, and unrolled elsewhere."""
-    exact, parts = self.grid_bits is not None, list[Part]()
-    for row, ks in itertools.groupby(range(len(steps)), lambda k: rows[steps[k].unit]):
-      of_part = [
-        StatelessStep(
-          steps[k], call, keep_kinds(kept[k], exact, row is not None), kept[k].streams, k == 0 and row is None
-        )
-        for k in ks
-      ]
-      units = [Unrolled(list(unit)) for _, unit in itertools.groupby(of_part, lambda step: step.step.unit)]
-      parts.append(Unrolled(of_part) if row is None else Loop(units))
-    return parts
-
-  def _unrolled(self, steps: Sequence[Step], call: Call) -> Unrolled:
-    """Steps with the values of their variables, of which nothing is kept."""
-    kinds = keep_kinds(NOTHING, self.grid_bits is not None)
-    unrolled = Unrolled([StatelessStep(step, call, kinds, keeps_streams=False) for step in steps])
-    return unrolled.given(*unrolled.values(), call.context)
-
-  def _rows(self) -> list[int | None]:
-    """For each unit the number of the row of units that are alike, a loop; None for one that stands alone."""
-    units = [list(unit) for _, unit in itertools.groupby(self._steps(), lambda step: step.unit)]
-    alike = [
-      "".join(likeness(step.layers) for step in unit)
-      if all(step.invertible and isinstance(step, CouplingStep) for step in unit)
-      else number
-      for number, unit in enumerate(units)
-    ]
-    rows: list[int | None] = []
-    for number, (_, row) in enumerate(itertools.groupby(alike)):
-      size = len(list(row))
-      rows += [number if size > 1 else None] * size
-    return rows
+  ) -> list[Segment]:
+    steps, keep = self._steps(), self._keep(streams)
+    loops = isinstance(self.backward, Rebuild) and self.backward.loop
+    kept: Sequence[Keep] | None
+    if isinstance(self.backward, Store) or activations_are_stored():
+      kept = None
+    elif keep in ("least", "all"):
+      kept = [NOTHING if keep == "least" else EVERYTHING] * len(steps)
+    else:
+      kept = self._plan(call, streams, masks, keep).kept
+    return segments(steps, call, kept, self.grid_bits is not None, loops, cuts)
 
   def compute_output_spec(
     self, inputs: Sequence[Any], training: bool = False, mask: Any = None, **kwargs: Any
