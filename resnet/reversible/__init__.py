@@ -9,7 +9,8 @@ The ideas of this package, in reading order, each with the module that has it:
 - invertible, glow: `Invertible`: `SpaceToDepth`, `Permute`, `Swap`, `InvertibleDense`, `ActNorm`.
 - step: `StatelessStep`, a step with given values; its `Residuals`, what its backward pass has of the forward
   pass; `Gradients`. It can `run`, `rebuild` the streams before it, and `undo`: rebuild, with gradients.
-- segments: `run_rebuilding`, `run_stored`; loop: `run_loop`, of units by whose `likeness` rows are found.
+- segments: `run_rebuilding`, `run_stored`, of parts that are `Unrolled`, or a `Loop` (loop). partition: which
+  steps are a `Segment`, and by their `likeness` which units are a loop.
 - ordering: `wait_for` and its six rules; `released_together`.
 - backward: `Store`, `Rebuild`, `ordinary_backprop`: how gradients are computed.
 - plan: `ActivationPlan`, what each step is to `Keep`, from the costs of its traced undoing.

@@ -242,10 +242,8 @@ class ReversibleChain(keras.layers.Layer):
       if not coupling.invertible:
         raise ValueError(f"{self.name} has no inverse, since its {type(coupling).__name__} has none")
     streams, masks, call = self._prepare(outputs, training, mask, kwargs)
-    part, (taken, _) = (
-      unrolled(self._steps(), call, self.grid_bits is not None),
-      passed_on(self._steps(), streams, masks),
-    )
+    steps = self._steps()
+    part, (taken, _) = unrolled(steps, call, self.grid_bits is not None), passed_on(steps, streams, masks)
     _, states = part.values()
     residuals = [Residuals(state, mask) for state, mask in zip(states, taken, strict=True)]
     return tuple(part.rebuild(streams, residuals, inverts=True))

@@ -91,7 +91,7 @@ def _rows(steps: Sequence[Step]) -> dict[int, int]:
     of_unit = list(unit)
     may_loop = all(step.invertible and isinstance(step, CouplingStep) for step in of_unit)
     kinds.append(str([likeness(step.layers) for step in of_unit]) if may_loop else number)
-  rows = {}
+  rows: dict[int, int] = {}
   for row, (_, numbers) in enumerate(itertools.groupby(range(len(kinds)), kinds.__getitem__)):
     units = list(numbers)
     rows |= dict.fromkeys(units, row) if len(units) > 1 else {}
