@@ -9,8 +9,8 @@ from resnet.reversible.custom_vjp import Tensors
 from resnet.reversible.masks import Mask
 from resnet.reversible.ordering import wait_for
 from resnet.reversible.plain import Streams
-from resnet.reversible.segments import Part, Unrolled, Values, sums
-from resnet.reversible.step import Context, Gradients, Residuals
+from resnet.reversible.segments import Part, Unrolled, Values
+from resnet.reversible.step import Context, Gradients, Residuals, sums
 
 # (k, i): tensor i of step k of a unit, or its mask (i = -1), for one unit or stacked.
 Entries = dict[Any, tf.Tensor]

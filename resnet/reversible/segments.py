@@ -16,7 +16,7 @@ from resnet.reversible.custom_vjp import Boundary, Tensors
 from resnet.reversible.masks import Mask
 from resnet.reversible.ordering import released_together, wait_for
 from resnet.reversible.plain import Streams
-from resnet.reversible.step import Context, Gradients, Residuals, StatelessStep
+from resnet.reversible.step import Context, Gradients, Residuals, StatelessStep, sums
 
 Values = list[list[tf.Tensor]]  # of each step: its weights, or its state
 Updates = dict[tuple[int, int], tf.Tensor]  # (k, i): the new value of variable i of step k
@@ -146,10 +146,3 @@ class Unrolled(Part):
   def new_values(self, updates: Updates) -> list[tuple[Any, tf.Tensor]]:
     latest = {id(self.steps[k].layers.variables[i]): (k, i) for k, i in sorted(updates)}
     return [(self.steps[k].layers.variables[i], updates[k, i]) for k, i in latest.values()]
-
-
-def sums(one: list[tf.Tensor | None] | None, other: list[tf.Tensor | None] | None) -> Any:
-  """The sums of gradients, of which None is 0."""
-  if one is None or other is None:
-    return one or other
-  return [b if a is None else a if b is None else a + b for a, b in zip(one, other, strict=True)]

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -51,6 +51,13 @@ class Residuals:
   @classmethod
   def __tf_unflatten__(cls, metadata: tuple, components: tuple) -> "Residuals":
     return cls(*metadata, *components)
+
+
+def sums(one: list[tf.Tensor | None] | None, other: list[tf.Tensor | None] | None) -> Any:
+  """The sums of gradients, of which None is 0."""
+  if one is None or other is None:
+    return one or other
+  return [b if a is None else a if b is None else a + b for a, b in zip(one, other, strict=True)]
 
 
 class StatelessStep:
@@ -158,9 +165,14 @@ class StatelessStep:
     for k in step.targets:
       if not after[k].shape.is_compatible_with(shape := given_shapes[k]):
         raise ValueError(f"{step.name}: what its inverse gives becomes {after[k].shape}, not {shape} as it was")
+    changed = [k for k, stream in enumerate(streams) if after[k] is not stream]
+    d_after = [d_streams[k] for k in changed]
     if not (self._keeps_streams or self._is_first):
-      d_streams = wait_for([streams[k] for k in step.targets], d_streams)  # Rule 3.
-    d_streams, d_weights, d_context = tape.gradient(after, (streams, weights, context), d_streams)
+      d_after = wait_for([streams[k] for k in step.targets], d_after)  # Rule 3.
+    sources = (streams, weights, context)
+    d_before, d_weights, d_context = tape.gradient([after[k] for k in changed], sources, d_after)
+    # What passes the step by is added here, not by an op of the tape's for sums, which took more memory.
+    d_streams = sums([None if k in changed else d for k, d in enumerate(d_streams)], d_before)
     # Dense also for weights of which rows were taken.
     d_weights = [tf.zeros_like(w) if d is None else tf.convert_to_tensor(d) for w, d in zip(weights, d_weights)]
     return streams, Gradients(
