@@ -49,7 +49,13 @@ def segments(
   if kept is not None:
     runs = [run_stored if keep.everything else run_rebuilding for keep in kept]
   rows = _rows(steps) if loops else {}
-  cut = [sum(cut < step.unit for cut in cuts) for step in steps]
+  # The streams before a step that cannot be undone are kept in any case, so a segment may end there. The
+  # gradients of its weights can then be used, and freed, when it is undone.
+  ends = [before.invertible and not step.invertible for before, step in itertools.pairwise(steps)]
+  stretches = itertools.accumulate([0, *map(int, ends)])
+  cut = [
+    (stretch, sum(cut < step.unit for cut in cuts)) for stretch, step in zip(stretches, steps, strict=True)
+  ]
   found = []
   for (run, _), ks in itertools.groupby(range(len(steps)), lambda k: (runs[k], cut[k])):
     numbers = list(ks)
