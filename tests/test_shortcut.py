@@ -135,3 +135,33 @@ def test_streams_kept_by_a_plain_chain_are_not_rebuilt():
     graph, _ = traced_gradients(keeping(chain, streams=kept), streams)
     rebuilt.append(len(rebuilt_streams(graph)))
   assert rebuilt == [5, 1]  # Two streams of each unit that does not keep them, but for the first x1.
+
+
+def test_the_gradients_of_a_stage_are_there_before_the_stages_before_it_are_undone():
+  names = ["first", "second", "third", "last"]
+  functions = [keras.layers.Dense(4, "tanh", name=f"{name}_{letter}") for name in names for letter in "fg"]
+  shortcuts = [Shortcut(keras.layers.Dense(4)) for _ in "FG"]
+  couplings = [Additive(), Additive(), Additive(), Additive(), *shortcuts, Additive(), Additive()]
+  chain = ReversibleChain(list(zip(functions[::2], functions[1::2], strict=True)), couplings)
+  chain.build([(3, 4), (3, 4)])
+
+  def gradients(x):
+    with tf.GradientTape() as tape:
+      loss = tf.reduce_sum(chain((x, 2 * x))[0] ** 2)
+    return tape.gradient(loss, [functions[0].kernel, functions[-1].kernel])
+
+  graph = tf.function(gradients).get_concrete_function(tf.TensorSpec([3, 4])).graph
+  of_first, of_last = (needed(tensor.op) for tensor in graph.outputs)
+  assert any("gradient_tape/first_f" in op.name for op in of_first)
+  assert not any("gradient_tape/second_f" in op.name for op in of_last)
+
+
+def needed(op):
+  """The ops that one waits for."""
+  found, todo = {op}, [op]
+  while todo:
+    op = todo.pop()
+    before = {*(tensor.op for tensor in op.inputs), *op.control_inputs} - found
+    found |= before
+    todo += before
+  return found
