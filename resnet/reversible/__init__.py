@@ -30,7 +30,7 @@ from resnet.reversible.coupling import Additive, Affine, Coupling, Scaled, Short
 from resnet.reversible.glow import ActNorm, InvertibleDense
 from resnet.reversible.invertible import Invertible, Permute, SpaceToDepth, Swap
 from resnet.reversible.memory import MemoryReport, memory_report
-from resnet.reversible.plan import ActivationPlan
+from resnet.reversible.plan import ActivationPlan, Keep
 from resnet.reversible.recompute import Recompute, recompute
 from resnet.reversible.replay import keep_output, replayed
 
@@ -42,6 +42,7 @@ __all__ = [
   "Coupling",
   "Invertible",
   "InvertibleDense",
+  "Keep",
   "MemoryReport",
   "Permute",
   "Rebuild",

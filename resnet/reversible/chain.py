@@ -282,7 +282,7 @@ class ReversibleChain(keras.layers.Layer):
     """What the chain keeps for its backward pass, and an estimate of the memory that its activations take.
 
     Args:
-      inputs: (x1, x2), or their `tf.TensorSpec`s.
+      inputs: (x1, x2), or a `tf.TensorSpec` of each.
       training, mask, kwargs: as of a call.
     """
     with scratch_graph():

@@ -44,7 +44,18 @@ _PRODUCTS = ("Conv", "Depthwise", "MatMul", "BatchMatMul", "Einsum")
 
 
 class Keep(NamedTuple):
-  """What a step keeps."""
+  """What a step keeps for the backward pass.
+
+  Attributes:
+    streams: the streams that it changes.
+    outputs: those that layers within offer by `keep_output`.
+    everything: all that ordinary backpropagation stores.
+
+  Example:
+    >>> chain = ReversibleChain([(keras.layers.Dense(4), keras.layers.Dense(4))], backward=Store())
+    >>> chain.plan([tf.TensorSpec([3, 4])] * 2).kept == (Keep(everything=True),) * 2
+    True
+  """
 
   streams: bool = False
   outputs: bool = False
