@@ -55,6 +55,7 @@ FOREIGN = {"help", "logdir", "no-deps", "quick"} | {
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_flags_are_those_of_the_programs(page):
   programs = [ROOT / "tests" / name for name in ("fuzz.py", "gpu_check.py", "torture.py")]
+  programs += (ROOT / "examples").glob("*.py")
   sources = [*ROOT.glob("run_*.py"), *(ROOT / "resnet").rglob("*.py"), *programs]
   code = "".join(text_of(source) for source in sources)
   defined = set(re.findall(r"(?:DEFINE_\w+|define_bytes|add_argument)\(\s*\"(?:--)?(\w+)\"", code)) | FOREIGN
