@@ -171,7 +171,7 @@ class StatelessStep:
       d_after = wait_for([streams[k] for k in step.targets], d_after)  # Rule 3.
     sources = (streams, weights, context)
     d_before, d_weights, d_context = tape.gradient([after[k] for k in changed], sources, d_after)
-    # What passes the step by is added here, not by an op of the tape's for sums, which took more memory.
+    # A stream that passes the step by has its gradient already, to which the function's is added.
     d_streams = sums([None if k in changed else d for k, d in enumerate(d_streams)], d_before)
     # Dense also for weights of which rows were taken.
     d_weights = [tf.zeros_like(w) if d is None else tf.convert_to_tensor(d) for w, d in zip(weights, d_weights)]
