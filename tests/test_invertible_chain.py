@@ -107,8 +107,10 @@ def outputs_and_gradients(call, chain, streams):
   return [y1, y2, log_det], tape.gradient(loss, [*streams, *chain.trainable_variables])
 
 
-@pytest.mark.parametrize("run", RUNS)
-@pytest.mark.parametrize("backward", BACKWARD)
+@pytest.mark.parametrize(
+  ("backward", "run"),
+  [(backward, run) for backward in BACKWARD for run in RUNS if run != "XLA" or backward in ("least", "auto")],
+)
 def test_outputs_gradients_and_determinants_are_those_by_hand(backward, run):
   chain, streams = make_chain(BACKWARD[backward])
   ours = RUNS[run](lambda *x: outputs_and_gradients(chain, chain, list(x)))(*streams)

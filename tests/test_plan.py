@@ -41,14 +41,14 @@ def test_the_more_memory_the_more_is_kept_and_no_more_than_fits():
   assert set(most.kept) == {EVERYTHING}
   assert least.bytes == least.least == most.least < most.bytes / 4
   plans = []
-  for budget in np.geomspace(least.bytes / 2, 2 * most.bytes, 12):
+  for budget in np.geomspace(least.bytes / 2, 2 * most.bytes, 6):
     chain.backward = Rebuild(budget)
     plans.append(chain.plan(streams))
     assert plans[-1].bytes <= max(budget, least.least)
     assert plans[-1].bytes == least.bytes or plans[-1].bytes > 0.6 * min(budget, most.bytes)
   sizes = [plan.bytes for plan in plans]
   assert sizes == sorted(sizes)
-  assert len(set(sizes)) > 6
+  assert len(set(sizes)) > 3
   assert plans[0] == least
   assert plans[-1] == most
 
