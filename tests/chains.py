@@ -10,6 +10,13 @@ from helpers import assert_close, values
 from resnet.reversible import ActivationPlan, Additive, Rebuild, ReversibleChain, Store, keep_output
 from resnet.reversible.plan import EVERYTHING, Keep
 
+# Ways to run a function of tensors.
+RUNS = {
+  "eager": lambda f: f,
+  "graph": lambda f: tf.function(f, autograph=False),
+  "XLA": lambda f: tf.function(f, autograph=False, jit_compile=True),
+}
+
 
 class Counted(keras.layers.Layer):
   """Dense, batch norm, dropout and tanh; counts its calls, and remembers what it was called on."""

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from chains import keeping
+from chains import RUNS, keeping
 from helpers import assert_close, values
 
 from resnet.reversible import (
@@ -20,11 +20,6 @@ from resnet.reversible import (
   Swap,
 )
 
-RUNS = {
-  "eager": lambda f: f,
-  "graph": lambda f: tf.function(f, autograph=False),
-  "XLA": lambda f: tf.function(f, autograph=False, jit_compile=True),
-}
 BACKWARD = {
   "Store": Store(),
   "least": Rebuild(),

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from chains import RUNS
 from helpers import ROOT, assert_close, start, values
 from keras.src import testing
 from zoo import KINDS, SHARED, mixture
@@ -16,11 +17,6 @@ from zoo import KINDS, SHARED, mixture
 from resnet.reversible import Additive, Affine, Rebuild, Recompute, ReversibleChain, Scaled, Store
 
 UNITS = 3
-RUNS = {
-  "eager": lambda f: f,
-  "graph": lambda f: tf.function(f, autograph=False),
-  "XLA": lambda f: tf.function(f, autograph=False, jit_compile=True),
-}
 COUPLINGS = {
   "additive": Additive(),
   "leapfrog": Scaled(-1),
