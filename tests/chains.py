@@ -8,7 +8,7 @@ import tensorflow as tf
 from helpers import assert_close, values
 
 from resnet.reversible import ActivationPlan, Additive, Rebuild, ReversibleChain, Store, keep_output
-from resnet.reversible.plan import EVERYTHING, Keep
+from resnet.reversible.backward import EVERYTHING, Keep
 
 # Ways to run a function of tensors.
 RUNS = {

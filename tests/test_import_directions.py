@@ -6,11 +6,12 @@ from helpers import ROOT
 
 # Each package, and those of `resnet` that its modules may import.
 BELOW = {
-  "reversible": set(),
+  "recomputation": set(),
+  "reversible": {"recomputation"},
   "utils": set(),
   "configs": {"utils"},
   "data": {"configs", "utils"},
-  "models": {"configs", "reversible"},
+  "models": {"configs", "recomputation", "reversible"},
   "experiments": {"configs", "utils"},
   "training": {"configs", "data", "experiments", "models", "utils"},
   "original": {"configs", "training", "utils"},

@@ -10,7 +10,7 @@ from chains import KeepsHidden, keeping
 from helpers import assert_close, values
 
 from resnet.reversible import ActivationPlan, Additive, Rebuild, ReversibleChain, Shortcut, Store, Swap
-from resnet.reversible.plan import EVERYTHING, NOTHING
+from resnet.reversible.backward import EVERYTHING, NOTHING
 
 BACKWARD = {
   "Store": Store(),

@@ -14,7 +14,7 @@ from resnet.models import layers
 from resnet.models.layers import BatchNorm, conv
 from resnet.models.residual import ResidualFunction
 from resnet.models.resnet_model import Stem
-from resnet.reversible.stateless import StatelessLayers
+from resnet.recomputation.stateless import StatelessLayers
 
 
 def run_twice(layer, keep, x, dy, moved_by=0.0):

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 from helpers import values
 
+from resnet.recomputation.ordinary import activations_are_stored
 from resnet.reversible import Recompute, ReversibleChain, memory, memory_report
-from resnet.reversible.backward import activations_are_stored
 
 BATCH = 400
 

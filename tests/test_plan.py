@@ -15,7 +15,8 @@ from helpers import assert_close, copy_of, make_batch, make_model, values
 from resnet.configs import get_config
 from resnet.models import get_model
 from resnet.reversible import Additive, InvertibleDense, Rebuild, ReversibleChain, Shortcut, Store, Swap
-from resnet.reversible.plan import AUTO, EVERYTHING, NOTHING
+from resnet.reversible.backward import EVERYTHING, NOTHING
+from resnet.reversible.plan import AUTO
 from resnet.training.step import loss_and_gradients
 
 # MB an image that XLA plans for an H100, by network, dtype and activation_memory, where "all" was measured of

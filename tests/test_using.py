@@ -17,7 +17,7 @@ import tensorflow as tf
 from helpers import ROOT
 
 from resnet.data import digits
-from resnet.reversible import memory
+from resnet.recomputation import memory
 from resnet.tools import classify, export_checkpoint
 
 PAGE = (ROOT / "docs/using.md").read_text(encoding="utf-8")

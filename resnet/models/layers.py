@@ -5,8 +5,8 @@ import math
 import keras
 import tensorflow as tf
 
+from resnet.recomputation.private_apis import is_compiled_by_xla
 from resnet.reversible import replayed
-from resnet.reversible.private_apis import is_compiled_by_xla
 
 BATCH_NORM_EPSILON = 1e-3
 BATCH_NORM_DECAY = 0.99

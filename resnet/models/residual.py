@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from resnet.configs.config import BOTTLENECK_FACTOR
 from resnet.models.layers import Part, PreactivatedConv, conv
+from resnet.recomputation.private_apis import show_to_checkpoints
 from resnet.reversible import keep_output
-from resnet.reversible.private_apis import show_to_checkpoints
 
 
 @keras.saving.register_keras_serializable("resnet")

@@ -15,7 +15,7 @@ from resnet.configs.config import Config
 from resnet.configs.config_factory import config_from_fields
 from resnet.models.layers import BatchNorm, Part, conv, dense
 from resnet.models.residual import ResidualFunction, Scope, skip_path
-from resnet.reversible.private_apis import show_to_checkpoints
+from resnet.recomputation.private_apis import show_to_checkpoints
 
 
 @keras.saving.register_keras_serializable("resnet")

@@ -1,21 +1,19 @@
 """How the gradients of a chain are computed: `Store()` or `Rebuild(...)`, an argument of `ReversibleChain`."""
 
-import contextlib
 import dataclasses
 import numbers
-from collections.abc import Iterator
-from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
 KEEP = ("least", "auto", "all")
 
-_stored: ContextVar[bool] = ContextVar("stored", default=False)
-
 
 class Backward:
   """`Store` or `Rebuild`. Outputs, gradients and updates are the same by both."""
+
+  keep: str | float = "all"
+  loop: bool = False
 
   def get_config(self) -> dict[str, Any]:
     return vars(self)
@@ -78,27 +76,23 @@ class Rebuild(Backward):
       raise ValueError(f"keep must be 'least' with loop=True, which keeps nothing; got {self.keep!r}")
 
 
-@contextlib.contextmanager
-def ordinary_backprop() -> Iterator[None]:
-  """A context in which chains and recomputed layers store activations, as ordinary backpropagation does.
+class Keep(NamedTuple):
+  """What a step keeps for the backward pass.
 
-  For comparisons of results, time and memory. A `tf.function` keeps the way in which it was traced.
+  Attributes:
+    streams: the streams that it changes.
+    outputs: those that layers within offer by `keep_output`.
+    everything: all that ordinary backpropagation stores.
 
   Example:
-    >>> chain = ReversibleChain([(keras.layers.Dense(4), keras.layers.Dense(4))])
-    >>> streams = [np.ones([3, 4])] * 2
-    >>> with ordinary_backprop():
-    ...   ordinary = chain(streams)
-    >>> np.allclose(ordinary, chain(streams))
+    >>> chain = ReversibleChain([(keras.layers.Dense(4), keras.layers.Dense(4))], backward=Store())
+    >>> chain.plan([tf.TensorSpec([3, 4])] * 2).kept == (Keep(everything=True),) * 2
     True
   """
-  before = _stored.set(True)
-  try:
-    yield
-  finally:
-    _stored.reset(before)
+
+  streams: bool = False
+  outputs: bool = False
+  everything: bool = False
 
 
-def activations_are_stored() -> bool:
-  """Whether `ordinary_backprop` is in force."""
-  return _stored.get()
+NOTHING, EVERYTHING = Keep(), Keep(everything=True)

@@ -31,27 +31,23 @@ from weakref import WeakKeyDictionary
 import keras
 import tensorflow as tf
 
-from resnet.reversible.arguments import Call, by_value, call_arguments
-from resnet.reversible.backward import Rebuild, Store, activations_are_stored
-from resnet.reversible.checks import (
-  build_by_call,
-  refuse_streams,
-  require_masks,
-  require_streams,
-  require_units,
-  stream_dtype,
-)
+from resnet.recomputation.arguments import Call, by_value, call_arguments
+from resnet.recomputation.building import build_by_call
+from resnet.recomputation.masks import Mask, with_mask
+from resnet.recomputation.ordinary import activations_are_stored
+from resnet.recomputation.private_apis import keras_mask, scratch_graph, show_to_checkpoints
+from resnet.reversible.backward import EVERYTHING, NOTHING, Keep, Rebuild, Store
+from resnet.reversible.checks import require_masks, require_pair, require_streams, require_units, stream_dtype
 from resnet.reversible.coupling import Coupling, couplings_of
 from resnet.reversible.grid import on_grid
 from resnet.reversible.invertible import Invertible
-from resnet.reversible.masks import Mask, passed_on, with_mask
-from resnet.reversible.partition import Segment, segments, unrolled
-from resnet.reversible.plain import CouplingStep, InvertibleStep, Step, Streams, run_plainly
-from resnet.reversible.plan import EVERYTHING, NOTHING, ActivationPlan, Keep, make_plan
-from resnet.reversible.private_apis import keras_mask, scratch_graph, show_to_checkpoints
-from resnet.reversible.step import Residuals
+from resnet.reversible.plain import CouplingStep, InvertibleStep, Step, Streams, passed_on, run_plainly
+from resnet.reversible.plan import ActivationPlan, make_plan
+from resnet.reversible.segments import Segment, segments
+from resnet.reversible.step import Given, Residuals, StatelessStep, Unrolled
 
 Unit = tuple[keras.layers.Layer, keras.layers.Layer] | Invertible
+Inputs = Sequence[tf.Tensor]  # x1 and x2
 
 
 @keras.saving.register_keras_serializable("resnet")
@@ -150,7 +146,7 @@ class ReversibleChain(keras.layers.Layer):
     couplings = iter(self.couplings)
     for number, unit in enumerate(self.units):
       if isinstance(unit, Invertible):
-        steps.append(InvertibleStep(number, f"unit {number} ({unit.name!r})", unit))
+        steps.append(InvertibleStep(number, f"unit {number} ({unit.name!r})", unit, grid_bits=self.grid_bits))
         continue
       for source, letter, function in zip((1, 0), "FG", unit, strict=True):
         name = f"{letter} of unit {number} ({function.name!r})"
@@ -158,16 +154,14 @@ class ReversibleChain(keras.layers.Layer):
     return steps
 
   def build(self, input_shape: Any) -> None:
-    shapes = input_shape if isinstance(input_shape, list | tuple) else ()
-    if len(shapes) != 2 or not all(isinstance(shape, list | tuple) for shape in shapes):
-      refuse_streams(self.name, input_shape)
-    shapes = list(shapes)
+    require_pair(self.name, input_shape)
+    shapes = list(input_shape)
     for step in self._steps():
       step.build(shapes, self.variable_dtype)
       shapes = step.shapes_after(shapes)
 
   def call(
-    self, inputs: Sequence[tf.Tensor], training: bool = False, mask: Any = None, **kwargs: Any
+    self, inputs: Inputs, training: bool = False, mask: Any = None, **kwargs: Any
   ) -> tuple[tf.Tensor, ...]:
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
     streams = self._entering(streams)
@@ -177,12 +171,7 @@ class ReversibleChain(keras.layers.Layer):
 
   @tf.autograph.experimental.do_not_convert
   def intermediates(
-    self,
-    inputs: Sequence[tf.Tensor],
-    units: Iterable[int],
-    training: bool = False,
-    mask: Any = None,
-    **kwargs: Any,
+    self, inputs: Inputs, units: Iterable[int], training: bool = False, mask: Any = None, **kwargs: Any
   ) -> list[tuple[tf.Tensor, tf.Tensor]]:
     """(x1, x2) after each of some units, such as the last ones of a network's stages.
 
@@ -194,13 +183,12 @@ class ReversibleChain(keras.layers.Layer):
     if units != sorted(set(units)) or not set(units) <= set(range(len(self.units))):
       raise ValueError(f"units must be increasing numbers from 0 to {len(self.units) - 1}, got {units}")
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
-    streams, found = self._entering(streams), list[tuple[tf.Tensor, tf.Tensor]]()
+    streams, found = self._entering(streams), {}
     for segment in self._segments(call, streams, masks, cuts=units):
-      if len(found) < len(units):
+      if segment.unit <= max(units, default=-1):
         streams, masks = segment.run(segment.steps, streams, masks, call)
-        if segment.unit == units[len(found)]:
-          found.append((with_mask(streams[0], masks[0]), with_mask(streams[1], masks[1])))
-    return found
+        found[segment.unit] = (with_mask(streams[0], masks[0]), with_mask(streams[1], masks[1]))
+    return [found[unit] for unit in units]
 
   def part(self, first: int, last: int) -> "ReversibleChain":
     """The chain of the units from number `first` to before `last`, which are units of both, with their weights.
@@ -210,14 +198,13 @@ class ReversibleChain(keras.layers.Layer):
     """
     if not 0 <= first < last <= len(self.units):
       raise ValueError(f"part needs 0 <= first < last <= {len(self.units)}, got {first!r} and {last!r}")
-    before, units = self.units[:first], self.units[first:last]
-    functions = [2 * sum(isinstance(unit, tuple) for unit in some) for some in (before, units)]
-    couplings = self.couplings[functions[0] : sum(functions)]
-    policy = self.dtype_policy
+    steps = [step for step in self._steps() if first <= step.unit < last and isinstance(step, CouplingStep)]
+    couplings, policy = [step.coupling for step in steps], self.dtype_policy
+    units = self.units[first:last]
     return ReversibleChain(units, couplings, self.backward, self.log_det, self.grid_bits, dtype=policy)
 
   @tf.autograph.experimental.do_not_convert
-  def adapt(self, inputs: Sequence[tf.Tensor], training: bool = False, mask: Any = None, **kwargs: Any) -> None:
+  def adapt(self, inputs: Inputs, training: bool = False, mask: Any = None, **kwargs: Any) -> None:
     """Adapts each invertible layer that has `adapt`, such as `ActNorm`, to the streams that come to it.
 
     Takes the arguments of a call.
@@ -230,7 +217,7 @@ class ReversibleChain(keras.layers.Layer):
 
   @tf.autograph.experimental.do_not_convert
   def inverse(
-    self, outputs: Sequence[tf.Tensor], training: bool = False, mask: Any = None, **kwargs: Any
+    self, outputs: Inputs, training: bool = False, mask: Any = None, **kwargs: Any
   ) -> tuple[tf.Tensor, ...]:
     """The inputs that give `outputs`, rebuilt. Assigns nothing.
 
@@ -243,18 +230,18 @@ class ReversibleChain(keras.layers.Layer):
         raise ValueError(f"{self.name} has no inverse, since its {type(coupling).__name__} has none")
     streams, masks, call = self._prepare(outputs, training, mask, kwargs)
     steps = self._steps()
-    part, (taken, _) = unrolled(steps, call, self.grid_bits is not None), passed_on(steps, streams, masks)
-    _, states = part.values()
-    residuals = [Residuals(state, mask) for state, mask in zip(states, taken, strict=True)]
-    return tuple(part.rebuild(streams, residuals, inverts=True))
+    part = Unrolled([StatelessStep(step, call) for step in steps])
+    weights, states = part.values()
+    residuals = [*map(Residuals, states, passed_on(steps, streams, masks)[0])]
+    return tuple(part.rebuild(Given(weights, call.context), streams, residuals, inverts=True))
 
-  def reconstruction_error(self, inputs: Sequence[tf.Tensor], **kwargs: Any) -> tf.Tensor:
+  def reconstruction_error(self, inputs: Inputs, **kwargs: Any) -> tf.Tensor:
     """The largest of `reconstruction_errors`, a scalar: how well the backward pass rebuilds streams."""
     return tf.reduce_max(self.reconstruction_errors(inputs, **kwargs))
 
   @tf.autograph.experimental.do_not_convert
   def reconstruction_errors(
-    self, inputs: Sequence[tf.Tensor], training: bool = True, mask: Any = None, **kwargs: Any
+    self, inputs: Inputs, training: bool = True, mask: Any = None, **kwargs: Any
   ) -> tf.Tensor:
     """The norm of the error of the rebuilt streams over that of the streams, [stretches].
 
@@ -266,10 +253,12 @@ class ReversibleChain(keras.layers.Layer):
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
     streams, errors = [on_grid(stream, self.grid_bits) for stream in streams], []
     for invertible, stretch in itertools.groupby(self._steps(), lambda step: step.invertible):
-      part, before = unrolled(list(stretch), call, self.grid_bits is not None), streams
-      streams, masks, _, residuals = part.forward(streams, masks)
+      part, before = Unrolled([StatelessStep(step, call) for step in stretch]), streams
+      weights, states = part.values()
+      given = Given(weights, call.context)
+      streams, masks, _, residuals = part.forward(given, states, streams, masks)
       if invertible:
-        rebuilt = part.rebuild(streams, residuals)
+        rebuilt = part.rebuild(given, streams, residuals)
         error = tf.linalg.global_norm([y - x for x, y in zip(before, rebuilt, strict=True)])
         norm = tf.linalg.global_norm(before)
         errors.append(error / tf.where(norm > 0, norm, tf.ones_like(norm)))
@@ -297,13 +286,11 @@ class ReversibleChain(keras.layers.Layer):
     key = str((keep, call.key, [(x.dtype, x.shape) for x in streams], [mask is None for mask in masks]))
     plans = _plans.setdefault(self, {})
     if key not in plans:
-      plans[key] = make_plan(self._steps(), call, streams, masks, keep, self.grid_bits is not None)
+      plans[key] = make_plan(self._steps(), call, streams, masks, keep)
     return plans[key]
 
   def _keep(self, streams: Streams) -> str | float:
     """As of `Rebuild`; for streams of unknown size "least". Amounts of memory ask for the batch, too."""
-    if isinstance(self.backward, Store):
-      return "all"
     keep = "least" if self.backward.loop else self.backward.keep
     known = all(x.shape[isinstance(keep, str) :].is_fully_defined() for x in streams[:2])
     return keep if known or keep == "all" else "least"
@@ -340,15 +327,14 @@ class ReversibleChain(keras.layers.Layer):
     self, call: Call, streams: Streams, masks: list[Mask], cuts: Sequence[int] = ()
   ) -> list[Segment]:
     steps, keep = self._steps(), self._keep(streams)
-    loops = isinstance(self.backward, Rebuild) and self.backward.loop
-    kept: Sequence[Keep] | None
+    kept: Sequence[Keep | None]
     if isinstance(self.backward, Store) or activations_are_stored():
-      kept = None
+      kept = [None] * len(steps)
     elif keep in ("least", "all"):
       kept = [NOTHING if keep == "least" else EVERYTHING] * len(steps)
     else:
       kept = self._plan(call, streams, masks, keep).kept
-    return segments(steps, call, kept, self.grid_bits is not None, loops, cuts)
+    return segments(steps, call, kept, self.backward.loop, cuts)
 
   def compute_output_spec(
     self, inputs: Sequence[Any], training: bool = False, mask: Any = None, **kwargs: Any

@@ -1,14 +1,10 @@
 """Checks of what a user hands to the engine's layers, so that mistakes are refused early."""
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
-
-from resnet.reversible.custom_vjp import Tensors
-from resnet.reversible.private_apis import keras_mask, set_keras_mask
 
 
 def require_units(units: Any, invertible: type) -> None:
@@ -31,7 +27,7 @@ def require_units(units: Any, invertible: type) -> None:
 def require_streams(name: str, streams: Any) -> None:
   """Raises ValueError unless `streams` are two float tensors."""
   if not isinstance(streams, list | tuple) or len(streams) != 2:
-    refuse_streams(name, getattr(streams, "shape", streams))
+    require_pair(name, getattr(streams, "shape", streams))
   for index, stream in enumerate(streams, start=1):
     if not hasattr(stream, "dtype") or not hasattr(stream, "shape"):
       raise ValueError(f"{name}: the streams must be float tensors, x{index} is {stream!r}")
@@ -54,13 +50,13 @@ def require_masks(name: str, mask: Any) -> Sequence[Any] | None:
   )
 
 
-def refuse_streams(name: str, shape: Any) -> None:
-  """Raises ValueError for inputs that are not two streams. `shape` is one tensor's, or a list of shapes."""
-  sizes = list(shape) if isinstance(shape, list | tuple | tf.TensorShape) else None
-  single = sizes is not None and all(size is None or isinstance(size, int) for size in sizes)
-  got = (
-    repr(shape) if sizes is None else f"a tensor of shape {tuple(sizes)}" if single else f"{len(sizes)} inputs"
-  )
+def require_pair(name: str, shapes: Any) -> None:
+  """Raises ValueError unless `shapes` are those of two streams, and not of one tensor, say."""
+  sizes = list(shapes) if isinstance(shapes, list | tuple | tf.TensorShape) else []
+  if len(sizes) == 2 and all(isinstance(size, list | tuple | tf.TensorShape) for size in sizes):
+    return
+  single = all(size is None or isinstance(size, int) for size in sizes)
+  got = repr(shapes) if not sizes else f"a tensor of shape {(*sizes,)}" if single else f"{len(sizes)} inputs"
   raise ValueError(f"{name} takes two streams, (x1, x2), got {got}; halve a tensor by tf.split(x, 2, axis=-1)")
 
 
@@ -89,39 +85,3 @@ def require_shapes(name: str, parts: Sequence[Any], shape: Any) -> None:
         f"{name} gives shape {tuple(part.shape)} to a stream of shape {tuple(shape)}; F maps x2 to the shape "
         "of x1, G maps y1 to that of x2"
       )
-
-
-def build_layer(layer: keras.layers.Layer, shape: Any, dtype: str) -> Tensors | None:
-  """Builds a layer for inputs of a shape, or of a structure of shapes, unless it is built already.
-
-  Returns:
-    Its symbolic outputs, or None if a call needs more than the inputs. If its `build` does, too, the layer is
-    left to `build_by_call`.
-  """
-  if _required(layer.call) > 1:
-    if not layer.built and _required(layer.build) == 1:
-      layer.build(shape)
-    return None
-  return layer(keras.tree.map_shape_structure(lambda shape: keras.KerasTensor(shape, dtype), shape))
-
-
-def build_by_call(layer: keras.layers.Layer, inputs: Tensors, arguments: dict[str, Any]) -> Tensors:
-  """Builds a layer for these inputs and arguments unless it is built already. Returns its symbolic outputs."""
-
-  def symbolic(leaf: Any, masked: bool = True) -> Any:
-    if not isinstance(leaf, tf.Variable | keras.Variable | tf.Tensor | keras.KerasTensor):
-      return leaf
-    like = keras.KerasTensor(leaf.shape, keras.backend.standardize_dtype(leaf.dtype))
-    if masked and keras_mask(leaf) is not None:
-      set_keras_mask(like, symbolic(keras_mask(leaf)))
-    return like
-
-  (inputs,), arguments = keras.tree.map_structure(symbolic, ([inputs], arguments))
-  return keras.tree.map_structure(lambda leaf: symbolic(leaf, masked=False), layer(inputs, **arguments))
-
-
-def _required(function: Callable) -> int:
-  """How many arguments a function needs."""
-  parameters = inspect.signature(function).parameters.values()
-  named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY, p.KEYWORD_ONLY)]
-  return sum(p.default is p.empty for p in named)

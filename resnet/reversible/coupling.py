@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from resnet.reversible.checks import build_layer
-from resnet.reversible.custom_vjp import Tensors
+from resnet.recomputation.building import build_layer
+from resnet.recomputation.custom_vjp import Tensors
 
 
 class Coupling(keras.layers.Layer):

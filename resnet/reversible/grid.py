@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from resnet.reversible.custom_vjp import custom_vjp
+from resnet.recomputation.custom_vjp import custom_vjp
 
 
 def on_grid(x: tf.Tensor, bits: int | None) -> tf.Tensor:

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from resnet.reversible.checks import refuse_streams, require_streams, stream_dtype
-from resnet.reversible.private_apis import symbolic_outputs
+from resnet.recomputation.private_apis import symbolic_outputs
+from resnet.reversible.checks import require_pair, require_streams, stream_dtype
 
 Streams = Sequence[tf.Tensor]
 
@@ -54,8 +54,7 @@ class Invertible(keras.layers.Layer):
 
   def build(self, input_shape: Any) -> None:
     """Makes the variables. `input_shape` has the shapes of both streams."""
-    if len(input_shape) != 2 or not all(isinstance(shape, list | tuple) for shape in input_shape):
-      refuse_streams(self.name, input_shape)
+    require_pair(self.name, input_shape)
 
   def call(self, streams: Streams) -> Streams:
     """The streams after the layer."""

@@ -5,56 +5,46 @@ from typing import Any
 
 import tensorflow as tf
 
-from resnet.reversible.custom_vjp import Tensors
-from resnet.reversible.masks import Mask
-from resnet.reversible.ordering import wait_for
+from resnet.recomputation.custom_vjp import Tensors
+from resnet.recomputation.masks import Mask
+from resnet.recomputation.ordering import wait_for
 from resnet.reversible.plain import Streams
-from resnet.reversible.segments import Part, Unrolled, Values
-from resnet.reversible.step import Context, Gradients, Residuals, sums
+from resnet.reversible.step import Given, Gradients, Residuals, Unrolled, sums
 
 # (k, i): tensor i of step k of a unit, or its mask (i = -1), for one unit or stacked.
 Entries = dict[Any, tf.Tensor]
 
 
-class Loop(Part):
+class Loop:
   """Units that are alike; what they save is not kept, since that saved no time. Values are stacked over them.
+
+  Methods are those of `Unrolled`.
 
   Raises:
     ValueError: units change which streams carry masks, or speak to other devices.
   """
 
-  def __init__(self, units: Sequence[Unrolled], values: tuple[Values, Values, Context] | None = None):
-    self._units, self._given = units, values
+  def __init__(self, units: Sequence[Unrolled]):
+    self._units, self._unit = units, units[0]  # The first stands for all.
 
-  def values(self) -> tuple[Values, Values]:
+  def values(self) -> tuple[list, list]:
     weights, states = (
       [[tf.stack(entries) for entries in zip(*same, strict=True)] for same in zip(*of_units, strict=True)]
       for of_units in zip(*(unit.values() for unit in self._units), strict=True)
     )
     return weights, states
 
-  def given(self, weights: Values, states: Values, context: Context) -> "Loop":
-    return Loop(self._units, (weights, states, context))
-
-  def _unit(self, index: tf.Tensor) -> Unrolled:
-    """The first unit, which stands for all, with the values of that of a number."""
-    assert self._given is not None
-    weights, states, context = self._given
-    return self._units[0].given(_entry(weights, index), _entry(states, index), context)
-
   def forward(
-    self, streams: Streams, masks: list[Mask]
+    self, given: Given, states: list, streams: Streams, masks: list[Mask]
   ) -> tuple[Streams, list[Mask], Entries, list[Residuals]]:
-    assert self._given is not None
-    weights, states, _ = self._given
     masked = [mask is not None for mask in masks]
 
     def forward(index: tf.Tensor, carried: Tensors) -> tuple[Tensors, Entries]:
       streams, present = carried
-      before = [present.get(k) for k in (0, 1)]
-      streams, after, updates, residuals = self._unit(index).forward(streams, before)
+      here, before = Given(_entry(given.weights, index), given.context), [present.get(k) for k in (0, 1)]
+      streams, after, updates, residuals = self._unit.forward(here, _entry(states, index), streams, before)
       if [mask is not None for mask in after] != masked:
-        names = " and ".join(step.step.name for step in self._units[0].steps)
+        names = " and ".join(step.step.name for step in self._unit.steps)
         raise ValueError(
           f"loop=True needs units that hand Keras' masks on, but behind {names} the streams carry "
           f"{_names(after)}, before it {_names(before)}; set supports_masking = True in these layers, or "
@@ -63,8 +53,8 @@ class Loop(Part):
       taken = {(k, -1): r.mask for k, r in enumerate(residuals) if r.mask is not None}
       return (streams, _present(after)), updates | taken
 
-    like = _like([[*state, *weight] for state, weight in zip(states, weights, strict=True)])
-    for k, step in enumerate(self._units[0].steps):
+    like = _like([[*state, *weight] for state, weight in zip(states, given.weights, strict=True)])
+    for k, step in enumerate(self._unit.steps):
       if (mask := masks[step.step.source]) is not None:
         like[k, -1] = (mask.dtype, mask.shape)
     carried = (list(streams), _present(masks))
@@ -73,21 +63,18 @@ class Loop(Part):
     return streams, [present.get(k) for k in (0, 1)], updates, residuals
 
   def undo(
-    self, streams: Streams, d_streams: Streams, residuals: Sequence[Residuals]
+    self, given: Given, streams: Streams, d_streams: Streams, residuals: Sequence[Residuals]
   ) -> tuple[Streams, Gradients]:
-    assert self._given is not None
-    weights, _, context = self._given
-
     def undo(index: tf.Tensor, carried: Tensors) -> tuple[Tensors, Entries]:
       streams, d_streams, d_context = carried
-      here = [Residuals(_entry(r.state, index), _entry(r.mask, index)) for r in residuals]
-      streams, d = self._unit(index).undo(streams, d_streams, here)
+      here = Given(_entry(given.weights, index), given.context)
+      streams, d = self._unit.undo(here, streams, d_streams, _entry(residuals, index))
       return (streams, d.streams, sums(d_context, d.context)), _entries(d.weights)
 
-    carried = (list(streams), list(d_streams), [tf.zeros_like(tensor) for tensor in context])
+    carried = (list(streams), list(d_streams), [tf.zeros_like(tensor) for tensor in given.context])
     last_to_first = range(len(self._units))[::-1]
-    (streams, d_streams, d_context), d = _loop(undo, carried, _like(weights), last_to_first)
-    d_weights = [[d[k, i] for i in range(len(weight))] for k, weight in enumerate(weights)]
+    (streams, d_streams, d_context), d = _loop(undo, carried, _like(given.weights), last_to_first)
+    d_weights = [[d[k, i] for i in range(len(weight))] for k, weight in enumerate(given.weights)]
     streams, d_streams = wait_for((d_weights, d_context), (streams, d_streams))  # Rule 2.
     return streams, Gradients(d_streams, d_weights, d_context)
 
@@ -140,11 +127,11 @@ def _entry(stacked: Tensors, index: tf.Tensor) -> Tensors:
   return tf.nest.map_structure(lambda tensor: None if tensor is None else tf.gather(tensor, index), stacked)
 
 
-def _entries(tensors: Values) -> Entries:
+def _entries(tensors: list) -> Entries:
   return {(k, i): tensor for k, of_step in enumerate(tensors) for i, tensor in enumerate(of_step)}
 
 
-def _like(stacked: Values) -> dict[Any, tuple]:
+def _like(stacked: list) -> dict[Any, tuple]:
   """The dtype and shape of one entry of each."""
   return {key: (tensor.dtype, tensor.shape[1:]) for key, tensor in _entries(stacked).items()}
 

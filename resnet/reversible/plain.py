@@ -14,13 +14,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from resnet.reversible.arguments import Call, is_float
-from resnet.reversible.checks import build_layer, require_parts, require_shapes
+from resnet.recomputation.arguments import Call, is_float
+from resnet.recomputation.building import build_layer
+from resnet.recomputation.masks import Mask, mask_of_sum, with_mask
+from resnet.recomputation.private_apis import handing_on, keras_mask
+from resnet.reversible.checks import require_parts, require_shapes
 from resnet.reversible.coupling import Coupling
 from resnet.reversible.grid import on_grid
 from resnet.reversible.invertible import Invertible
-from resnet.reversible.masks import Mask, mask_of_sum, with_mask
-from resnet.reversible.private_apis import handing_on, keras_mask
 
 Streams = list[tf.Tensor]  # x1 and x2, and the sum of log_det [N] so far where it is wanted
 
@@ -125,6 +126,7 @@ class InvertibleStep:
   name: str
   layer: Invertible
   source: int = 0
+  grid_bits: int | None = None
   targets: tuple[int, ...] = (0, 1)
   invertible: bool = True
 
@@ -171,3 +173,15 @@ def run_plainly(
       parts, mask = step.change(streams, masks[step.source], call.arguments_of(step.layer, call.context))
       streams, masks = step.couple(streams, parts), step.masks_after(masks, mask)
   return streams, masks
+
+
+def passed_on(
+  steps: Sequence[Step], streams: Sequence[tf.Tensor], masks: list[Mask]
+) -> tuple[list[Mask], list[Mask]]:
+  """(the mask that each step of a chain takes, those of the outputs), by what layers say of themselves."""
+  taken = []
+  for step in steps:
+    taken.append(mask := masks[step.source])
+    says = step.layer.supports_masking and mask is not None and len(step.targets) == 1
+    masks = step.masks_after(masks, step.layer.compute_mask(streams[step.source], mask) if says else None)
+  return taken, masks

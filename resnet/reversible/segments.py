@@ -1,44 +1,102 @@
-"""Steps one after the other, forward and back, and how a segment of a chain is run that is made of them.
+"""How a chain is cut into segments, and how each is run: forward, with one backward pass.
 
-A segment has one backward pass. Each function `run_...` takes streams and masks, gives those after the
-segment, and assigns the new values of variables. What is rebuilt consists of parts, `Unrolled` or a `Loop`, of
-which only the outputs of the last are stored.
+Each function `run_...` takes streams and masks, gives those after the segment, and assigns the new values of
+variables. What is rebuilt or stored consists of parts, `Unrolled` or a `Loop`. Of a segment that is rebuilt
+only the outputs of its last part are stored, and what steps keep.
 """
 
+import itertools
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from resnet.reversible.arguments import Call
-from resnet.reversible.custom_vjp import Boundary, Tensors
-from resnet.reversible.masks import Mask
-from resnet.reversible.ordering import released_together, wait_for
-from resnet.reversible.plain import Streams
-from resnet.reversible.step import Context, Gradients, Residuals, StatelessStep, sums
+from resnet.recomputation.arguments import Call
+from resnet.recomputation.custom_vjp import Boundary
+from resnet.recomputation.likeness import likeness
+from resnet.recomputation.masks import Mask
+from resnet.recomputation.ordering import released_together, wait_for
+from resnet.reversible.backward import NOTHING, Keep
+from resnet.reversible.loop import Loop
+from resnet.reversible.plain import CouplingStep, Step, Streams, run_plainly
+from resnet.reversible.step import Given, Gradients, StatelessStep, Unrolled, sums
 
-Values = list[list[tf.Tensor]]  # of each step: its weights, or its state
-Updates = dict[tuple[int, int], tf.Tensor]  # (k, i): the new value of variable i of step k
+Part = Unrolled | Loop
 
 
-class Part(Protocol):
-  """Steps that run forward and back in one way. Those that `given` gives have these values."""
+class Segment(NamedTuple):
+  """Steps in a row whose backward pass is one.
 
-  def values(self) -> tuple[Values, Values]:
-    """(weights, states) that the steps' variables have."""
+  Attributes:
+    run: (steps, streams, masks, call) -> (streams, masks).
+    steps: for `run`.
+    unit: the number of its last step's unit.
+  """
 
-  def given(self, weights: Values, states: Values, context: Context) -> "Part":
-    """The same steps with these values."""
+  run: Callable
+  steps: Sequence[Any]
+  unit: int
 
-  def forward(self, streams: Streams, masks: list[Mask]) -> tuple[Streams, list[Mask], Any, Any]:
-    """((y1, y2), their masks, new values of changed variables, what `undo` needs)."""
 
-  def undo(self, streams: Streams, d_streams: Streams, residuals: Any) -> tuple[Streams, Gradients]:
-    """Backward, from (y1, y2) and their gradients: (x1, x2), and gradients."""
+def segments(
+  steps: Sequence[Step],
+  call: Call,
+  kept: Sequence[Keep | None],
+  loops: bool = False,
+  cuts: Sequence[int] = (),
+) -> list[Segment]:
+  """The segments of a chain.
 
-  def new_values(self, updates: Any) -> list[tuple[Any, tf.Tensor]]:
-    """(variable, its new value), a variable once for each time that it is to be assigned."""
+  Args:
+    steps: of the chain.
+    call: what it is called with.
+    kept: by each step, or None, which is plain Keras.
+    loops: whether units alike in a row are loops.
+    cuts: numbers of units that a segment is to end with.
+  """
+  runs = [run_plainly if keep is None else run_stored if keep.everything else run_rebuilding for keep in kept]
+  rows = _rows(steps) if loops else {}
+  # The streams before a step that cannot be undone are kept in any case, so a segment may end there. The
+  # gradients of its weights can then be used, and freed, when it is undone.
+  ends = [
+    before.invertible > step.invertible or (before.unit < step.unit and before.unit in cuts)
+    for before, step in itertools.pairwise(steps)
+  ]
+  stretch = [*itertools.accumulate([0, *ends])]
+  found = []
+  for (run, _), ks in itertools.groupby(range(len(steps)), lambda k: (runs[k], stretch[k])):
+    numbers = list(ks)
+    here: Sequence[Any] = [steps[k] for k in numbers]
+    if run is not run_plainly:
+      here = _parts(here, call, [kept[k] or NOTHING for k in numbers], rows)
+    found.append(Segment(run, here, steps[numbers[-1]].unit))
+  return found
+
+
+def _parts(steps: Sequence[Step], call: Call, kept: Sequence[Keep], rows: dict[int, int]) -> list[Part]:
+  """Steps of a segment as loops, where their units are in a row, and unrolled elsewhere."""
+  parts: list[Part] = []
+  for row, ks in itertools.groupby(range(len(steps)), lambda k: rows.get(steps[k].unit)):
+    loops = row is not None
+    here = [StatelessStep(steps[k], call, kept[k], loops, is_first=k == 0 and not loops) for k in ks]
+    units = [Unrolled(list(unit)) for _, unit in itertools.groupby(here, lambda step: step.step.unit)]
+    parts.append(Loop(units) if loops else Unrolled(here))
+  return parts
+
+
+def _rows(steps: Sequence[Step]) -> dict[int, int]:
+  """By the number of a unit the number of its row, of two or more units that are alike and can be undone."""
+  kinds = []
+  for number, unit in itertools.groupby(steps, lambda step: step.unit):
+    of_unit = list(unit)
+    may_loop = all(step.invertible and isinstance(step, CouplingStep) for step in of_unit)
+    kinds.append(str([likeness(step.layers) for step in of_unit]) if may_loop else number)
+  rows: dict[int, int] = {}
+  for row, (_, numbers) in enumerate(itertools.groupby(range(len(kinds)), kinds.__getitem__)):
+    units = list(numbers)
+    rows |= dict.fromkeys(units, row) if len(units) > 1 else {}
+  return rows
 
 
 def run_rebuilding(
@@ -50,32 +108,30 @@ def run_rebuilding(
     ValueError: parts share a state that changes.
   """
   weights, states = map(list, zip(*(part.values() for part in parts), strict=True))
-  boundary = Boundary((streams, weights, call.context))
-  streams, weights, context = boundary.given
+  boundary = Boundary((streams, Given(weights, call.context)))
+  streams, given = boundary.given
   assigned: list[tuple[Any, tf.Tensor]] = []
   residuals = []
-  for part, weight, state in zip(parts, weights, states, strict=True):
-    streams, masks, updates, residual = part.given(weight, state, context).forward(streams, masks)
+  for k, part in enumerate(parts):
+    streams, masks, updates, residual = part.forward(given.of(k), states[k], streams, masks)
     assigned += part.new_values(updates)
     residuals.append(residual)
-  if len(parts) > 1 or not isinstance(parts[0], Unrolled):
-    times = Counter(id(variable) for variable, _ in assigned)
-    for variable, _ in assigned:
-      if times[id(variable)] > 1:
-        raise ValueError(
-          f"loop=True needs functions whose states are their own, but several share {variable.path!r}, which "
-          "changes; use loop=False"
-        )
+  times = Counter(id(variable) for variable, _ in assigned)
+  for variable, _ in assigned:
+    if times[id(variable)] > 1:
+      raise ValueError(
+        f"loop=True needs functions whose states are their own, but several share {variable.path!r}, which "
+        "changes; use loop=False"
+      )
 
-  def backward(outputs: Streams, d_outputs: Streams, held: Tensors) -> Gradients:
-    weights, context = held
-    streams, d = wait_for(d_outputs, outputs), Gradients(d_outputs, [], None)  # Rule 1.
-    for part, weight, state, residual in reversed([*zip(parts, weights, states, residuals, strict=True)]):
-      streams, here = part.given(weight, state, context).undo(streams, d.streams, residual)
+  def backward(outputs: Streams, d_outputs: Streams, given: Given) -> tuple[Streams, Given]:
+    streams, d = wait_for(d_outputs, outputs), Gradients(d_outputs, [], [None] * len(given.context))  # Rule 1.
+    for k, part in reversed([*enumerate(parts)]):
+      streams, here = part.undo(given.of(k), streams, d.streams, residuals[k])
       d = Gradients(here.streams, [here.weights, *d.weights], sums(d.context, here.context))
-    return d
+    return d.streams, Given(d.weights, d.context)
 
-  outputs = boundary.leave_without_storing(call.name, streams, (weights, context), backward)
+  outputs = boundary.leave_without_storing(call.name, streams, given, backward)
   for variable, value in assigned:
     variable.assign(value)
   return outputs, masks
@@ -88,61 +144,7 @@ def run_stored(
   (part,) = parts
   weights, states = part.values()
   streams, weights = released_together(streams, weights)  # Rule 5.
-  streams, masks, updates, _ = part.given(weights, states, call.context).forward(streams, masks)
+  streams, masks, updates, _ = part.forward(Given(weights, call.context), states, streams, masks)
   for variable, value in part.new_values(updates):
     variable.assign(value)
   return streams, masks
-
-
-class Unrolled(Part):
-  """Steps that run one after the other."""
-
-  def __init__(self, steps: Sequence[StatelessStep]):
-    self.steps = steps
-
-  def values(self) -> tuple[Values, Values]:
-    return [step.layers.weights() for step in self.steps], [step.layers.state() for step in self.steps]
-
-  def given(self, weights: Values, states: Values, context: Context) -> "Unrolled":
-    return Unrolled([s.given(w, v, context) for s, w, v in zip(self.steps, weights, states, strict=True)])
-
-  def forward(
-    self, streams: Streams, masks: list[Mask]
-  ) -> tuple[Streams, list[Mask], Updates, list[Residuals]]:
-    """See `Part`. A layer that several steps share sees the state as the step before left it.
-
-    Raises:
-      ValueError: steps share a trained weight that the first of them assigns to.
-    """
-    latest: dict[int, tf.Tensor] = {}  # by the id of the variable
-    updates: Updates = {}
-    residuals = []
-    for k, step in enumerate(self.steps):
-      step = step.sharing(latest)
-      step.inspect(streams, masks)
-      streams, masks, changed, residual = step.run(streams, masks)
-      for i, value in changed.items():
-        latest[id(step.layers.variables[i])] = updates[k, i] = value
-      residuals.append(residual)
-    return streams, masks, updates, residuals
-
-  def undo(
-    self, streams: Streams, d_streams: Streams, residuals: Sequence[Residuals]
-  ) -> tuple[Streams, Gradients]:
-    d_weights: Values = []
-    d_context: list[tf.Tensor | None] | None = None
-    for step, residual in reversed([*zip(self.steps, residuals, strict=True)]):
-      streams, (d_streams, d_weight, d_here) = step.undo(streams, d_streams, residual)
-      d_weights, d_context = [d_weight, *d_weights], sums(d_context, d_here)
-      streams, d_streams = wait_for((d_streams, d_weight, d_context), (streams, d_streams))  # Rule 2.
-    return streams, Gradients(d_streams, d_weights, d_context)
-
-  def rebuild(self, streams: Streams, residuals: Sequence[Residuals], inverts: bool = False) -> Streams:
-    """(x1, x2), from (y1, y2): as the backward pass does, or with `inverts` by nothing but the inverse."""
-    for step, residual in reversed([*zip(self.steps, residuals, strict=True)]):
-      streams = step.rebuild(streams, residual, inverts)
-    return streams
-
-  def new_values(self, updates: Updates) -> list[tuple[Any, tf.Tensor]]:
-    latest = {id(self.steps[k].layers.variables[i]): (k, i) for k, i in sorted(updates)}
-    return [(self.steps[k].layers.variables[i], updates[k, i]) for k, i in latest.values()]

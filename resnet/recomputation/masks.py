@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from resnet.reversible.private_apis import keras_mask, set_keras_mask
+from resnet.recomputation.private_apis import keras_mask, set_keras_mask
 
 Mask = Any  # a tensor of bools, [N, T] mostly, or None
 
@@ -27,15 +27,3 @@ def mask_of_sum(masks: Sequence[Mask]) -> Mask:
     return None
   different = list({id(mask): mask for mask in masks}.values())
   return functools.reduce(keras.ops.logical_or, different)
-
-
-def passed_on(
-  steps: Sequence[Any], streams: Sequence[tf.Tensor], masks: list[Mask]
-) -> tuple[list[Mask], list[Mask]]:
-  """(the mask that each step of a chain takes, those of the outputs), by what layers say of themselves."""
-  taken = []
-  for step in steps:
-    taken.append(mask := masks[step.source])
-    says = step.layer.supports_masking and mask is not None and len(step.targets) == 1
-    masks = step.masks_after(masks, step.layer.compute_mask(streams[step.source], mask) if says else None)
-  return taken, masks

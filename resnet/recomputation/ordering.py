@@ -19,8 +19,8 @@ Eager mode does one thing after the other, in the order of the code, which is th
 
 import tensorflow as tf
 
-from resnet.reversible.custom_vjp import Tensors, custom_vjp, fresh
-from resnet.reversible.private_apis import is_compiled_by_xla, optimization_barrier
+from resnet.recomputation.custom_vjp import Tensors, custom_vjp, fresh
+from resnet.recomputation.private_apis import is_compiled_by_xla, optimization_barrier
 
 
 def wait_for(done: Tensors, tensors: Tensors) -> Tensors:

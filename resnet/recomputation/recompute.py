@@ -6,15 +6,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from resnet.reversible.arguments import Call, call_arguments, is_float
-from resnet.reversible.backward import activations_are_stored
-from resnet.reversible.checks import build_by_call, build_layer
-from resnet.reversible.custom_vjp import Boundary, Tensors, watched
-from resnet.reversible.inspection import require_repeatable
-from resnet.reversible.masks import with_mask
-from resnet.reversible.ordering import wait_for
-from resnet.reversible.private_apis import keras_mask
-from resnet.reversible.stateless import STATISTICS, Evaluation, Saved, StatelessLayers, require_kinds
+from resnet.recomputation.arguments import Call, call_arguments, is_float
+from resnet.recomputation.building import build_by_call, build_layer
+from resnet.recomputation.custom_vjp import Boundary, Tensors, watched
+from resnet.recomputation.inspection import require_repeatable
+from resnet.recomputation.masks import with_mask
+from resnet.recomputation.ordering import wait_for
+from resnet.recomputation.ordinary import activations_are_stored
+from resnet.recomputation.private_apis import keras_mask
+from resnet.recomputation.stateless import STATISTICS, Evaluation, Saved, StatelessLayers, require_kinds
 
 
 @keras.saving.register_keras_serializable("resnet")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from resnet.reversible.custom_vjp import (
+from resnet.recomputation.custom_vjp import (
   Tensors,
   custom_vjp,
   mark_boundary,
@@ -17,10 +17,10 @@ from resnet.reversible.custom_vjp import (
   unlinked,
   watched,
 )
-from resnet.reversible.masks import with_mask
-from resnet.reversible.ordering import wait_for
-from resnet.reversible.private_apis import keras_mask
-from resnet.reversible.stateless import (
+from resnet.recomputation.masks import with_mask
+from resnet.recomputation.ordering import wait_for
+from resnet.recomputation.private_apis import keras_mask
+from resnet.recomputation.stateless import (
   ACTIVATIONS,
   STATISTICS,
   Evaluation,

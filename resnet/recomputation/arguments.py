@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from resnet.reversible.custom_vjp import local
-from resnet.reversible.masks import with_mask
-from resnet.reversible.private_apis import context_arguments, keras_mask
+from resnet.recomputation.custom_vjp import local
+from resnet.recomputation.masks import with_mask
+from resnet.recomputation.private_apis import context_arguments, keras_mask
 
 
 class Call:

@@ -9,10 +9,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from resnet.reversible.custom_vjp import Tensors, custom_vjp, local
-from resnet.reversible.inspection import inspected
-from resnet.reversible.masks import Mask
-from resnet.reversible.private_apis import context_arguments, handing_on, inlined_functions
+from resnet.recomputation.custom_vjp import Tensors, custom_vjp, local
+from resnet.recomputation.inspection import inspected
+from resnet.recomputation.masks import Mask
+from resnet.recomputation.private_apis import context_arguments, handing_on, inlined_functions
 
 # What layers may save for their recomputation.
 STATISTICS = "statistics"  # what `replayed` saves, small beside an activation
@@ -143,7 +143,7 @@ class StatelessLayers:
 
   @contextlib.contextmanager
   def evaluation(
-    self, weights: list[tf.Tensor], state: list[tf.Tensor], saved: list[Saved] | None = None
+    self, weights: list[tf.Tensor], state: list[tf.Tensor], saved: Sequence[Saved] | None = None
   ) -> Iterator[Evaluation]:
     """A context in which the layers have these values, and which looks at what was done when it ends.
 
@@ -155,7 +155,7 @@ class StatelessLayers:
       ValueError: the layers save and ask differently, add a loss, or move a variable in a branch or loop.
     """
     given = {id(variable): weight for variable, weight in zip(self.trained, weights, strict=True)}
-    this = Evaluation(self._keep, given) if saved is None else Evaluation(self._keep, given, saved, asked=0)
+    this = Evaluation(self._keep, given, list(saved or ()), asked=None if saved is None else 0)
     values = zip(self.variables, [*state, *weights], strict=True)
     with (
       evaluating(this),

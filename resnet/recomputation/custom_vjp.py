@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from resnet.reversible.private_apis import (
+from resnet.recomputation.private_apis import (
   forget_gradient,
   has_tangents,
   is_watched,

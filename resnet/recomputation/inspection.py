@@ -12,8 +12,8 @@ from weakref import WeakKeyDictionary
 
 import tensorflow as tf
 
-from resnet.reversible.custom_vjp import Tensors, boundaries
-from resnet.reversible.private_apis import functions_called, number_of_results, scratch_graph, variable_name
+from resnet.recomputation.custom_vjp import Tensors, boundaries
+from resnet.recomputation.private_apis import functions_called, number_of_results, scratch_graph, variable_name
 
 # By how the type of a stateful op begins: ops that draw from a generator with a state of its own; that change a
 # variable; and those that do nothing of what would matter in a recomputation: they read, call functions (which
