@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from resnet.models.layers import PreactivatedConv
 from resnet.reversible import Rebuild, ReversibleChain, ordinary_backprop
-from resnet.reversible.grid import on_grid
+from resnet.reversible.plain import on_grid
 from resnet.tools.gradient_angles import angle
 
 FILTERS = 16

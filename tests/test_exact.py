@@ -9,7 +9,7 @@ from helpers import copy_of, make_batch, make_model, values
 
 from resnet.models.residual import ResidualFunction
 from resnet.reversible import Rebuild, ReversibleChain, Scaled, Store
-from resnet.reversible.grid import on_grid
+from resnet.reversible.plain import on_grid
 from resnet.training.step import loss_and_gradients
 
 

@@ -20,14 +20,26 @@ class Call:
     name: of what is called, for errors.
     training: for all layers.
     arguments: by name; each goes to the layers whose `call` has an argument of the name.
+    taken: the names of those that layers take, if others are to be refused.
 
   Attributes:
     context: the float tensors in `arguments`, for which gradients are wanted.
     handed_on: to layers that are called without: `training`, and what the layers around hand on.
     key: what the arguments are, but for the values of tensors.
+
+  Raises:
+    ValueError: an argument is not one of `taken`.
   """
 
-  def __init__(self, name: str, training: bool, arguments: dict[str, Any]):
+  def __init__(
+    self, name: str, training: bool, arguments: dict[str, Any], taken: Collection[str] | None = None
+  ):
+    for argument in arguments:
+      if taken is not None and argument not in taken:
+        raise ValueError(
+          f"{name} was called with {argument!r}, which no layer in it takes; they take "
+          f"{', '.join(map(repr, sorted(taken))) or 'no arguments'}"
+        )
     self.name, self.training, self._arguments = name, training, arguments
     self.handed_on = {**context_arguments(), "training": training}
     self._leaves = [by_value(leaf) for leaf in tf.nest.flatten(arguments, expand_composites=True)]
@@ -49,15 +61,6 @@ class Call:
     names = call_arguments(layer)
     taken = {name: value for name, value in self.filled_in(context).items() if name in names}
     return {"training": self.training, **taken}
-
-  def require_taken(self, taken: Collection[str]) -> None:
-    """Raises ValueError for an argument that is not one of `taken`."""
-    for argument in self._arguments:
-      if argument not in taken:
-        raise ValueError(
-          f"{self.name} was called with {argument!r}, which no layer in it takes; they take "
-          f"{', '.join(map(repr, sorted(taken))) or 'no arguments'}"
-        )
 
 
 def by_value(leaf: Any) -> Any:

@@ -71,7 +71,7 @@ class Recompute(keras.layers.Layer):
     return recompute(self.layer, inputs, training, self.keep, **kwargs)
 
   def compute_output_spec(self, inputs: Tensors, training: bool = False, **kwargs: Any) -> Tensors:
-    Call(self.name, training, kwargs).require_taken(self.call_arguments)
+    Call(self.name, training, kwargs, self.call_arguments)  # Refuses other arguments.
     return build_by_call(self.layer, inputs, kwargs)
 
   def compute_output_shape(self, input_shape: Any) -> Any:
@@ -117,8 +117,7 @@ def recompute(
   """
   require_kinds(keep)
   _require_layer(layer)
-  call = Call(f"recomputed layer {layer.name!r}", training, kwargs)
-  call.require_taken(call_arguments(layer))
+  call = Call(f"recomputed layer {layer.name!r}", training, kwargs, call_arguments(layer))
   if activations_are_stored():
     return layer(inputs, **call.arguments_of(layer, call.context))
   given = Call(call.name, training, {"inputs": inputs})

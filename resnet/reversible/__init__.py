@@ -3,7 +3,7 @@
 The ideas of this package, in reading order, each with the module that has it:
 
 - plain: a chain changes two streams by steps: F or G of a unit (`CouplingStep`), or a layer of both streams
-  (`InvertibleStep`). `run_plainly` is what all else must equal.
+  (`InvertibleStep`). `run_plainly` is what all else must equal. `on_grid` is the exact mode.
 - chain: `ReversibleChain`, the Keras layer. It runs in segments: plainly, rebuilding, stored, or as a loop.
 - coupling: `Coupling`, how a function changes a stream: `Additive`, `Scaled`, `Affine`, `Shortcut`.
 - invertible, glow: `Invertible`: `SpaceToDepth`, `Permute`, `Swap`, `InvertibleDense`, `ActNorm`.
@@ -13,7 +13,7 @@ The ideas of this package, in reading order, each with the module that has it:
 - segments: which steps are a `Segment`; `run_rebuilding`, `run_stored`.
 - backward: `Store`, `Rebuild`: how gradients are computed.
 - plan: `ActivationPlan`, what each step is to `Keep`, from the costs of its traced undoing.
-- grid: `on_grid`, the exact mode; checks: what is refused early.
+- checks: what is refused early.
 
 Below it is resnet.recomputation, which runs Keras layers a second time and knows nothing of reversibility. What
 users need of it is imported from here, too.

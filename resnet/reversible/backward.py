@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 
 import keras
 
-KEEP = ("least", "auto", "all")
-
 
 class Backward:
   """`Store` or `Rebuild`. Outputs, gradients and updates are the same by both."""
@@ -68,7 +66,7 @@ class Rebuild(Backward):
   def __post_init__(self) -> None:
     keep = self.keep
     is_number = isinstance(keep, numbers.Real) and not isinstance(keep, bool)
-    if not (keep in KEEP if isinstance(keep, str) else is_number and keep > 0):
+    if not (keep in ("least", "auto", "all") if isinstance(keep, str) else is_number and keep > 0):
       raise ValueError(f"keep must be 'least', 'auto', 'all' or a number of bytes, got {keep!r}")
     if not isinstance(keep, str):
       object.__setattr__(self, "keep", float(keep))

@@ -39,9 +39,8 @@ from resnet.recomputation.private_apis import keras_mask, scratch_graph, show_to
 from resnet.reversible.backward import EVERYTHING, NOTHING, Keep, Rebuild, Store
 from resnet.reversible.checks import require_masks, require_pair, require_streams, require_units, stream_dtype
 from resnet.reversible.coupling import Coupling, couplings_of
-from resnet.reversible.grid import on_grid
 from resnet.reversible.invertible import Invertible
-from resnet.reversible.plain import CouplingStep, InvertibleStep, Step, Streams, passed_on, run_plainly
+from resnet.reversible.plain import CouplingStep, InvertibleStep, Step, Streams, on_grid, passed_on, run_plainly
 from resnet.reversible.plan import ActivationPlan, make_plan
 from resnet.reversible.segments import Segment, segments
 from resnet.reversible.step import Given, Residuals, StatelessStep, Unrolled
@@ -126,13 +125,10 @@ class ReversibleChain(keras.layers.Layer):
     if grid_bits is not None:
       if not isinstance(grid_bits, int) or not 0 <= grid_bits < 24:
         raise ValueError(f"grid_bits must be in [0, 24), since float32 has 24 bits; got {grid_bits!r}")
-      inexact = [one for one in self.couplings if one.invertible and not one.exact]
-      for one in (*inexact, *(layer for layer in invertible if not layer.exact)):
-        raise ValueError(
-          f"grid_bits needs couplings and layers that add, negate or move numbers, got {type(one).__name__}"
-        )
-    self.log_det = log_det
-    self.grid_bits = grid_bits
+      changes: list[Any] = [*self.couplings, *invertible]
+      if got := [type(change).__name__ for change in changes if change.invertible and not change.exact]:
+        raise ValueError(f"grid_bits needs couplings and layers that add, negate or move numbers, got {got[0]}")
+    self.log_det, self.grid_bits = log_det, grid_bits
     show_to_checkpoints(self, function=self.functions, coupling=self.couplings, invertible=invertible)
 
   @property
@@ -154,8 +150,7 @@ class ReversibleChain(keras.layers.Layer):
     return steps
 
   def build(self, input_shape: Any) -> None:
-    require_pair(self.name, input_shape)
-    shapes = list(input_shape)
+    shapes = require_pair(self.name, input_shape)
     for step in self._steps():
       step.build(shapes, self.variable_dtype)
       shapes = step.shapes_after(shapes)
@@ -164,7 +159,6 @@ class ReversibleChain(keras.layers.Layer):
     self, inputs: Inputs, training: bool = False, mask: Any = None, **kwargs: Any
   ) -> tuple[tf.Tensor, ...]:
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
-    streams = self._entering(streams)
     for segment in self._segments(call, streams, masks):
       streams, masks = segment.run(segment.steps, streams, masks, call)
     return *map(with_mask, streams, masks), *streams[2:]
@@ -183,7 +177,7 @@ class ReversibleChain(keras.layers.Layer):
     if units != sorted(set(units)) or not set(units) <= set(range(len(self.units))):
       raise ValueError(f"units must be increasing numbers from 0 to {len(self.units) - 1}, got {units}")
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
-    streams, found = self._entering(streams), {}
+    found = {}
     for segment in self._segments(call, streams, masks, cuts=units):
       if segment.unit <= max(units, default=-1):
         streams, masks = segment.run(segment.steps, streams, masks, call)
@@ -212,7 +206,7 @@ class ReversibleChain(keras.layers.Layer):
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
     for step in self._steps():
       if isinstance(step, InvertibleStep) and hasattr(step.layer, "adapt"):
-        step.layer.adapt(streams)
+        step.layer.adapt(streams[:2])
       streams, masks = run_plainly([step], streams, masks, call)
 
   @tf.autograph.experimental.do_not_convert
@@ -233,7 +227,7 @@ class ReversibleChain(keras.layers.Layer):
     part = Unrolled([StatelessStep(step, call) for step in steps])
     weights, states = part.values()
     residuals = [*map(Residuals, states, passed_on(steps, streams, masks)[0])]
-    return tuple(part.rebuild(Given(weights, call.context), streams, residuals, inverts=True))
+    return tuple(part.rebuild(Given(weights, call.context), streams[:2], residuals, inverts=True))
 
   def reconstruction_error(self, inputs: Inputs, **kwargs: Any) -> tf.Tensor:
     """The largest of `reconstruction_errors`, a scalar: how well the backward pass rebuilds streams."""
@@ -251,7 +245,7 @@ class ReversibleChain(keras.layers.Layer):
     a function does not repeat itself.
     """
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
-    streams, errors = [on_grid(stream, self.grid_bits) for stream in streams], []
+    errors = []
     for invertible, stretch in itertools.groupby(self._steps(), lambda step: step.invertible):
       part, before = Unrolled([StatelessStep(step, call) for step in stretch]), streams
       weights, states = part.values()
@@ -259,8 +253,8 @@ class ReversibleChain(keras.layers.Layer):
       streams, masks, _, residuals = part.forward(given, states, streams, masks)
       if invertible:
         rebuilt = part.rebuild(given, streams, residuals)
-        error = tf.linalg.global_norm([y - x for x, y in zip(before, rebuilt, strict=True)])
-        norm = tf.linalg.global_norm(before)
+        error = tf.linalg.global_norm([y - x for x, y in zip(before[:2], rebuilt)])
+        norm = tf.linalg.global_norm(before[:2])
         errors.append(error / tf.where(norm > 0, norm, tf.ones_like(norm)))
     return tf.stack(errors or [0.0])
 
@@ -280,7 +274,7 @@ class ReversibleChain(keras.layers.Layer):
       streams, masks, call = self._prepare(streams, training, mask, kwargs)
       if not all(x.shape[1:].is_fully_defined() for x in streams):
         raise ValueError(f"{self.name}: a plan needs streams of known sizes, but for the batch; got {inputs!r}")
-      return self._plan(call, self._entering(streams), masks, self._keep(streams))
+      return self._plan(call, streams, masks, self._keep(streams))
 
   def _plan(self, call: Call, streams: Streams, masks: list[Mask], keep: str | float) -> ActivationPlan:
     key = str((keep, call.key, [(x.dtype, x.shape) for x in streams], [mask is None for mask in masks]))
@@ -298,16 +292,21 @@ class ReversibleChain(keras.layers.Layer):
   def _prepare(
     self, streams: Sequence[tf.Tensor], training: bool, mask: Any, arguments: dict[str, Any]
   ) -> tuple[Streams, list[Mask], Call]:
-    """(the widened streams, their masks, the `Call`) of a call."""
+    """(the streams as steps take them, their masks, the `Call`) of a call.
+
+    Streams are widened and on the grid, and with them is the sum of log_det so far where it is wanted.
+    """
     require_streams(self.name, streams)
     if not self.built:  # Only `__call__` builds by itself.
       self.build([tuple(stream.shape) for stream in streams])
     masks = [by_value(one) for one in require_masks(self.name, mask) or map(keras_mask, streams)]
-    call = Call(f"ReversibleChain {self.name!r}", training, arguments)
-    call.require_taken(self.call_arguments)
+    call = Call(f"ReversibleChain {self.name!r}", training, arguments, self.call_arguments)
     self._build_by_calls(streams, arguments)
     dtype = stream_dtype(streams, self.variable_dtype)
-    return [tf.cast(by_value(stream), dtype) for stream in streams], masks, call
+    streams = [on_grid(tf.cast(by_value(stream), dtype), self.grid_bits) for stream in streams]
+    if self.log_det:
+      streams.append(tf.zeros_like(streams[0][(slice(None), *[0] * (streams[0].shape.rank - 1))]))
+    return streams, masks, call
 
   def _build_by_calls(self, streams: Sequence[tf.Tensor], arguments: dict[str, Any]) -> None:
     """Builds the functions whose `build` takes shapes of arguments."""
@@ -315,13 +314,6 @@ class ReversibleChain(keras.layers.Layer):
       if not step.layer.built:
         taken = {name: value for name, value in arguments.items() if name in call_arguments(step.layer)}
         build_by_call(step.layer, streams[step.source], taken)
-
-  def _entering(self, streams: Streams) -> Streams:
-    """The streams as steps take them: on the grid, and with the sum of log_det so far."""
-    streams = [on_grid(stream, self.grid_bits) for stream in streams]
-    if self.log_det:
-      streams.append(tf.zeros_like(streams[0][(slice(None), *[0] * (streams[0].shape.rank - 1))]))
-    return streams
 
   def _segments(
     self, call: Call, streams: Streams, masks: list[Mask], cuts: Sequence[int] = ()
@@ -340,7 +332,7 @@ class ReversibleChain(keras.layers.Layer):
     self, inputs: Sequence[Any], training: bool = False, mask: Any = None, **kwargs: Any
   ) -> tuple[keras.KerasTensor, ...]:
     require_streams(self.name, inputs)
-    Call(f"ReversibleChain {self.name!r}", training, kwargs).require_taken(self.call_arguments)
+    Call(f"ReversibleChain {self.name!r}", training, kwargs, self.call_arguments)  # Refuses other arguments.
     self._build_by_calls(inputs, kwargs)
     dtype = stream_dtype(inputs, self.variable_dtype).name
     shapes = self.compute_output_shape([stream.shape for stream in inputs])
@@ -370,9 +362,8 @@ class ReversibleChain(keras.layers.Layer):
 
   @classmethod
   def from_config(cls, config: dict[str, Any]) -> "ReversibleChain":
-    fields = {
-      name: config[name] for name in ("name", "trainable", "dtype", "log_det", "grid_bits") if name in config
-    }
+    names = ("name", "trainable", "dtype", "log_det", "grid_bits")
+    fields = {name: config[name] for name in names if name in config}
     # Models of version 0.1 have pairs in place of units, and name no coupling.
     units, coupling, backward = (
       keras.saving.deserialize_keras_object(config.get(name))

@@ -16,11 +16,10 @@ def require_units(units: Any, invertible: type) -> None:
       continue
     if not isinstance(unit, list | tuple) or len(unit) != 2:
       raise ValueError(f"units must be a list of (F, G) and of Invertible layers; unit {number} is {unit!r}")
-    for letter, function in zip("FG", unit, strict=True):
-      if not isinstance(function, keras.layers.Layer):
+    for name, layer in zip("FG", unit, strict=True):
+      if not isinstance(layer, keras.layers.Layer):
         raise ValueError(
-          f"{letter} of unit {number} must be a Keras layer, got {function!r}; keras.layers.Lambda makes a "
-          "layer of a function without variables"
+          f"{name} of unit {number} must be a Keras layer, got {layer!r}; see keras.layers.Lambda"
         )
 
 
@@ -32,9 +31,7 @@ def require_streams(name: str, streams: Any) -> None:
     if not hasattr(stream, "dtype") or not hasattr(stream, "shape"):
       raise ValueError(f"{name}: the streams must be float tensors, x{index} is {stream!r}")
     if tf.TensorShape(stream.shape).rank is None:
-      raise ValueError(
-        f"{name}: the number of axes of x{index} must be known; set its shape by tf.ensure_shape"
-      )
+      raise ValueError(f"{name}: the number of axes of x{index} must be known; set it by tf.ensure_shape")
     if not tf.as_dtype(stream.dtype).is_floating:
       dtype = tf.as_dtype(stream.dtype).name
       raise ValueError(f"{name}: the streams must be float tensors, x{index} is {dtype}; cast it first")
@@ -45,16 +42,14 @@ def require_masks(name: str, mask: Any) -> Sequence[Any] | None:
   if mask is None or (isinstance(mask, list | tuple) and len(mask) == 2):
     return mask
   got = f"a tensor of shape {tuple(mask.shape)}" if hasattr(mask, "shape") else repr(mask)
-  raise ValueError(
-    f"{name}: mask must be a pair, the mask of x1 and that of x2, either of which may be None; got {got}"
-  )
+  raise ValueError(f"{name}: mask must be a pair, the mask of x1 and that of x2, or None for either; got {got}")
 
 
-def require_pair(name: str, shapes: Any) -> None:
-  """Raises ValueError unless `shapes` are those of two streams, and not of one tensor, say."""
+def require_pair(name: str, shapes: Any) -> list:
+  """`shapes`, if they are those of two streams, and not of one tensor, say; otherwise raises ValueError."""
   sizes = list(shapes) if isinstance(shapes, list | tuple | tf.TensorShape) else []
   if len(sizes) == 2 and all(isinstance(size, list | tuple | tf.TensorShape) for size in sizes):
-    return
+    return sizes
   single = all(size is None or isinstance(size, int) for size in sizes)
   got = repr(shapes) if not sizes else f"a tensor of shape {(*sizes,)}" if single else f"{len(sizes)} inputs"
   raise ValueError(f"{name} takes two streams, (x1, x2), got {got}; halve a tensor by tf.split(x, 2, axis=-1)")

@@ -46,10 +46,6 @@ class Coupling(keras.layers.Layer):
   exact = False
   invertible = True
 
-  def __init__(self, **kwargs: Any) -> None:
-    super().__init__(**kwargs)
-    self.supports_masking = True  # Masks are the chain's.
-
   def build(self, input_shape: Any) -> None:
     """Makes the variables. `input_shape` is the shape of the stream."""
 
@@ -60,9 +56,6 @@ class Coupling(keras.layers.Layer):
   def parts(self, change: Tensors) -> tuple[tf.Tensor, ...]:
     """The output of F or G, as tensors of the stream's shape."""
     return (change,)
-
-  def call(self, change: Tensors) -> tuple[tf.Tensor, ...]:
-    return self.parts(change)  # For symbolic tensors, whose shapes are checked.
 
   def couple(self, x: tf.Tensor, *parts: tf.Tensor) -> tf.Tensor:
     """The stream after the change, of the shape of x."""
@@ -128,8 +121,7 @@ class Scaled(Coupling):
     super().__init__(**kwargs)
     if not scale:
       raise ValueError(f"scale must be a number other than 0, or the coupling has no inverse; got {scale!r}")
-    self.scale = scale
-    self.trained = trained
+    self.scale, self.trained = scale, trained
     self.exact = abs(scale) == 1 and not trained
 
   def build(self, input_shape: Any) -> None:
@@ -245,26 +237,21 @@ class Affine(Coupling):
     return {**super().get_config(), "bound": self.bound}
 
 
-def couplings_of(coupling: Any, functions: int) -> list[Coupling]:
+def couplings_of(coupling: Any, count: int) -> list[Coupling]:
   """The couplings of a chain's functions, from what a user gave for them, see `ReversibleChain`.
 
   Raises:
     ValueError: it is none of these.
   """
-  if coupling is None:
-    coupling = Additive()
-  given = (coupling, coupling) if isinstance(coupling, Coupling) else coupling
-  fits = isinstance(given, tuple | list) and len(given) == (2 if isinstance(given, tuple) else functions)
+  given = Additive() if coupling is None else coupling
+  given = (given, given) if isinstance(given, Coupling) else given
+  fits = isinstance(given, tuple | list) and len(given) == (2 if isinstance(given, tuple) else count)
   if not fits or not all(isinstance(one, Coupling) for one in given):
-    raise ValueError(
-      "coupling must be a Coupling, or a tuple of two, for the Fs and for the Gs, or a list of one for each of "
-      f"the {functions} functions; got {coupling!r}"
-    )
+    raise ValueError(f"coupling must be a Coupling, or a tuple of two, or a list of {count}; got {coupling!r}")
   if isinstance(given, list):
     return given
   return [
-    type(given[k % 2]).from_config({**given[k % 2].get_config(), "name": f"coupling_{k}"})
-    for k in range(functions)
+    type(given[k % 2]).from_config({**given[k % 2].get_config(), "name": f"coupling_{k}"}) for k in range(count)
   ]
 
 

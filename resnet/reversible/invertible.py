@@ -47,6 +47,7 @@ class Invertible(keras.layers.Layer):
   """
 
   exact = False
+  invertible = True
 
   def __init__(self, **kwargs: Any) -> None:
     super().__init__(autocast=False, **kwargs)
@@ -76,6 +77,12 @@ class Invertible(keras.layers.Layer):
   def compute_output_shape(self, input_shape: Any) -> Any:
     dtype = stream_dtype([], self.variable_dtype).name
     return [y.shape for y in self([keras.KerasTensor(shape, dtype) for shape in input_shape])]
+
+  def two_streams(self, name: str, given: Any, dtype: tf.DType) -> Streams:
+    """What a method of the layer gave, for its name in errors, if it is two streams."""
+    if not isinstance(given, list | tuple) or len(given) != 2:
+      raise ValueError(f"{name} must give two streams, got {given!r}")
+    return [tf.cast(stream, dtype) for stream in given]
 
   def _widened(self, streams: Streams) -> Streams:
     """The streams in the dtype of the widest of them, variables and float32. Builds the layer if need be."""

@@ -9,7 +9,7 @@ from resnet.recomputation.custom_vjp import Tensors
 from resnet.recomputation.masks import Mask
 from resnet.recomputation.ordering import wait_for
 from resnet.reversible.plain import Streams
-from resnet.reversible.step import Given, Gradients, Residuals, Unrolled, sums
+from resnet.reversible.step import Given, Residuals, Unrolled, sums
 
 # (k, i): tensor i of step k of a unit, or its mask (i = -1), for one unit or stacked.
 Entries = dict[Any, tf.Tensor]
@@ -47,8 +47,7 @@ class Loop:
         names = " and ".join(step.step.name for step in self._unit.steps)
         raise ValueError(
           f"loop=True needs units that hand Keras' masks on, but behind {names} the streams carry "
-          f"{_names(after)}, before it {_names(before)}; set supports_masking = True in these layers, or "
-          "loop=False"
+          f"{_names(after)}, before it {_names(before)}; set supports_masking = True in them, or loop=False"
         )
       taken = {(k, -1): r.mask for k, r in enumerate(residuals) if r.mask is not None}
       return (streams, _present(after)), updates | taken
@@ -64,19 +63,19 @@ class Loop:
 
   def undo(
     self, given: Given, streams: Streams, d_streams: Streams, residuals: Sequence[Residuals]
-  ) -> tuple[Streams, Gradients]:
+  ) -> tuple[Streams, Streams, Given]:
     def undo(index: tf.Tensor, carried: Tensors) -> tuple[Tensors, Entries]:
       streams, d_streams, d_context = carried
       here = Given(_entry(given.weights, index), given.context)
-      streams, d = self._unit.undo(here, streams, d_streams, _entry(residuals, index))
-      return (streams, d.streams, sums(d_context, d.context)), _entries(d.weights)
+      streams, d_streams, d = self._unit.undo(here, streams, d_streams, _entry(residuals, index))
+      return (streams, d_streams, sums(d_context, d.context)), _entries(d.weights)
 
     carried = (list(streams), list(d_streams), [tf.zeros_like(tensor) for tensor in given.context])
     last_to_first = range(len(self._units))[::-1]
     (streams, d_streams, d_context), d = _loop(undo, carried, _like(given.weights), last_to_first)
     d_weights = [[d[k, i] for i in range(len(weight))] for k, weight in enumerate(given.weights)]
     streams, d_streams = wait_for((d_weights, d_context), (streams, d_streams))  # Rule 2.
-    return streams, Gradients(d_streams, d_weights, d_context)
+    return streams, d_streams, Given(d_weights, d_context)
 
   def new_values(self, updates: Entries) -> list[tuple[Any, tf.Tensor]]:
     return [
@@ -117,8 +116,7 @@ def _loop(step: Callable, carried: Tensors, like: dict[Any, tuple], indices: ran
     if "merge_call" not in str(error):
       raise
     raise ValueError(
-      "loop=True cannot hold layers that speak to other devices, such as synchronised batch normalisation; use "
-      "loop=False"
+      "loop=True cannot hold layers that speak to other devices, as synchronised BatchNorm does; use loop=False"
     ) from error
   return carried, {key: arrays[key].stack() for key in like if key in written}
 

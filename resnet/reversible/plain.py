@@ -16,11 +16,11 @@ import tensorflow as tf
 
 from resnet.recomputation.arguments import Call, is_float
 from resnet.recomputation.building import build_layer
+from resnet.recomputation.custom_vjp import custom_vjp
 from resnet.recomputation.masks import Mask, mask_of_sum, with_mask
-from resnet.recomputation.private_apis import handing_on, keras_mask
+from resnet.recomputation.private_apis import handing_on, keras_mask, symbolic_outputs
 from resnet.reversible.checks import require_parts, require_shapes
 from resnet.reversible.coupling import Coupling
-from resnet.reversible.grid import on_grid
 from resnet.reversible.invertible import Invertible
 
 Streams = list[tf.Tensor]  # x1 and x2, and the sum of log_det [N] so far where it is wanted
@@ -70,7 +70,7 @@ class CouplingStep:
     if not self.coupling.built:
       self.coupling.build(target)
     if outputs is not None:
-      require_parts(self.name, self.coupling, parts := self.coupling(outputs))
+      require_parts(self.name, self.coupling, parts := symbolic_outputs(self.coupling.parts, outputs))
       require_shapes(self.name, parts, self.coupling.changed_shape(target))
 
   def shapes_after(self, shapes: list) -> list:
@@ -145,16 +145,12 @@ class InvertibleStep:
 
   def couple(self, streams: Streams, parts: Sequence[tf.Tensor]) -> Streams:
     totals = [total + self.layer.log_det(streams[:2]) for total in streams[2:]]
-    return [*self._two("call", self.layer(streams[:2]), streams), *totals]
+    after = self.layer(streams[:2])
+    return [*self.layer.two_streams(f"{self.name}: its call", after, streams[0].dtype), *totals]
 
   def uncouple(self, streams: Streams, parts: Sequence[tf.Tensor]) -> Streams:
-    return [*self._two("inverse", self.layer.inverse(streams[:2]), streams), *streams[2:]]
-
-  def _two(self, name: str, given: Any, streams: Streams) -> Streams:
-    """What a method of the layer gave, in the dtype of the streams."""
-    if not isinstance(given, list | tuple) or len(given) != 2:
-      raise ValueError(f"{self.name}: its {name} must give two streams, got {given!r}")
-    return [tf.cast(stream, streams[0].dtype) for stream in given]
+    before = self.layer.inverse(streams[:2])
+    return [*self.layer.two_streams(f"{self.name}: its inverse", before, streams[0].dtype), *streams[2:]]
 
   def masks_after(self, masks: list[Mask], of_change: Mask) -> list[Mask]:
     carried = self.layer.supports_masking and any(mask is not None for mask in masks)
@@ -162,6 +158,14 @@ class InvertibleStep:
 
 
 Step = CouplingStep | InvertibleStep
+
+
+def on_grid(x: tf.Tensor, bits: int | None) -> tf.Tensor:
+  """x rounded to multiples of 2 ** -bits; x itself if bits is None. The gradient is that of the identity."""
+  if bits is None:
+    return x
+  step = 2.0**-bits  # A power of two: multiplication and division are exact.
+  return custom_vjp(lambda x: (tf.round(x / step) * step, lambda dy: dy), x)
 
 
 def run_plainly(

@@ -31,7 +31,7 @@ from resnet.recomputation.masks import Mask
 from resnet.recomputation.private_apis import scratch_graph
 from resnet.reversible.backward import EVERYTHING, NOTHING, Keep
 from resnet.reversible.plain import Step, Streams
-from resnet.reversible.step import Given, Gradients, StatelessStep
+from resnet.reversible.step import Given, StatelessStep
 
 # "auto" takes up to so many times the least memory: what is kept first saves the most time.
 AUTO = 1.75
@@ -83,27 +83,24 @@ def make_plan(
     streams, masks: its inputs. Shapes and dtypes count, values do not.
     budget: "least", "auto", "all" or bytes, see `Rebuild`.
   """
-  costs, after = _costs(steps, call, streams, masks, chooses=budget not in ("least", "all"))
-  kept = [NOTHING] * len(steps)
-  least = _peak(kept, costs, after)
-  if budget in ("least", "all"):
-    kept = kept if budget == "least" else [EVERYTHING] * len(steps)
-    return ActivationPlan(_peak(kept, costs, after), least, tuple(kept))
+  chooses = budget not in ("least", "all")
+  costs, after = _costs(steps, call, streams, masks, chooses)
+  least = _peak([NOTHING] * len(steps), costs, after)
   most = AUTO * least if isinstance(budget, str) else budget / MARGIN
-  too_much: set[tuple[int, Keep]] = set()
+  kept = [EVERYTHING if budget == "all" else NOTHING] * len(steps)
+  choices = [set(cost) if chooses else set() for cost in costs]
   while upgrades := [
     (saved / more, k, choice)
     for k, cost in enumerate(costs)
-    for choice in cost
-    if (k, choice) not in too_much
-    and (more := cost[choice].kept - cost[kept[k]].kept) > 0
+    for choice in choices[k]
+    if (more := cost[choice].kept - cost[kept[k]].kept) > 0
     and (saved := cost[kept[k]].operations - cost[choice].operations) > 0
   ]:
     _, k, choice = max(upgrades, key=lambda upgrade: upgrade[:2])
     before, kept[k] = kept[k], choice
     if _peak(kept, costs, after) > most:
       kept[k] = before
-      too_much.add((k, choice))
+      choices[k].remove(choice)  # It is too much.
   for k in range(len(steps) - 1)[::-1]:  # What costs nothing to store does not part what is stored.
     if kept[k + 1] == EVERYTHING and costs[k][EVERYTHING].kept <= costs[k][kept[k]].kept:
       kept[k] = EVERYTHING
@@ -169,11 +166,11 @@ def _traced(
     forward = len(graph.get_operations())
     before: Streams = []
     if keep.everything:
-      gradients = Gradients(*tape.gradient(after, (streams, *given), d_after))
+      d_before, d = tape.gradient(after, (streams, given), d_after)
     else:
-      before, gradients = stateless.undo(given, again, d_after, residuals)
-    free = made_of(graph, [*given.weights, *state], gradients.weights) | set(map(id, given.context))
-    cost = cost_of(graph.get_operations()[forward:], (before, *gradients), free, passing=(again, d_after))
+      before, d_before, d = stateless.undo(given, again, d_after, residuals)
+    free = made_of(graph, [*given.weights, *state], d.weights) | set(map(id, given.context))
+    cost = cost_of(graph.get_operations()[forward:], (before, d_before, d), free, passing=(again, d_after))
     return cost, [*map(_spec, masks)]
 
 

@@ -5,9 +5,9 @@ variables. What is rebuilt or stored consists of parts, `Unrolled` or a `Loop`. 
 only the outputs of its last part are stored, and what steps keep.
 """
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -20,7 +20,7 @@ from resnet.recomputation.ordering import released_together, wait_for
 from resnet.reversible.backward import NOTHING, Keep
 from resnet.reversible.loop import Loop
 from resnet.reversible.plain import CouplingStep, Step, Streams, run_plainly
-from resnet.reversible.step import Given, Gradients, StatelessStep, Unrolled, sums
+from resnet.reversible.step import Given, StatelessStep, Unrolled, sums
 
 Part = Unrolled | Loop
 
@@ -40,11 +40,7 @@ class Segment(NamedTuple):
 
 
 def segments(
-  steps: Sequence[Step],
-  call: Call,
-  kept: Sequence[Keep | None],
-  loops: bool = False,
-  cuts: Sequence[int] = (),
+  steps: Sequence[Step], call: Call, kept: Sequence[Keep | None], loops: bool, cuts: Sequence[int]
 ) -> list[Segment]:
   """The segments of a chain.
 
@@ -59,13 +55,10 @@ def segments(
   rows = _rows(steps) if loops else {}
   # The streams before a step that cannot be undone are kept in any case, so a segment may end there. The
   # gradients of its weights can then be used, and freed, when it is undone.
-  ends = [
-    before.invertible > step.invertible or (before.unit < step.unit and before.unit in cuts)
-    for before, step in itertools.pairwise(steps)
-  ]
-  stretch = [*itertools.accumulate([0, *ends])]
+  ends = [a.invertible > b.invertible or (a.unit in cuts and a.unit < b.unit) for a, b in pairwise(steps)]
+  stretch = [*accumulate([0, *ends])]
   found = []
-  for (run, _), ks in itertools.groupby(range(len(steps)), lambda k: (runs[k], stretch[k])):
+  for (run, _), ks in groupby(range(len(steps)), lambda k: (runs[k], stretch[k])):
     numbers = list(ks)
     here: Sequence[Any] = [steps[k] for k in numbers]
     if run is not run_plainly:
@@ -74,28 +67,28 @@ def segments(
   return found
 
 
-def _parts(steps: Sequence[Step], call: Call, kept: Sequence[Keep], rows: dict[int, int]) -> list[Part]:
-  """Steps of a segment as loops, where their units are in a row, and unrolled elsewhere."""
+def _parts(steps: Sequence[Step], call: Call, kept: Sequence[Keep], rows: dict[int, str]) -> list[Part]:
+  """Steps of a segment as loops, where their units are in a row, the others unrolled."""
   parts: list[Part] = []
-  for row, ks in itertools.groupby(range(len(steps)), lambda k: rows.get(steps[k].unit)):
+  for row, ks in groupby(range(len(steps)), lambda k: rows.get(steps[k].unit)):
     loops = row is not None
     here = [StatelessStep(steps[k], call, kept[k], loops, is_first=k == 0 and not loops) for k in ks]
-    units = [Unrolled(list(unit)) for _, unit in itertools.groupby(here, lambda step: step.step.unit)]
+    units = [Unrolled(list(unit)) for _, unit in groupby(here, lambda step: step.step.unit)]
     parts.append(Loop(units) if loops else Unrolled(here))
   return parts
 
 
-def _rows(steps: Sequence[Step]) -> dict[int, int]:
-  """By the number of a unit the number of its row, of two or more units that are alike and can be undone."""
+def _rows(steps: Sequence[Step]) -> dict[int, str]:
+  """Of units that can be undone, two or more alike in a row: what they are, by their numbers."""
   kinds = []
-  for number, unit in itertools.groupby(steps, lambda step: step.unit):
+  for _, unit in groupby(steps, lambda step: step.unit):
     of_unit = list(unit)
-    may_loop = all(step.invertible and isinstance(step, CouplingStep) for step in of_unit)
-    kinds.append(str([likeness(step.layers) for step in of_unit]) if may_loop else number)
-  rows: dict[int, int] = {}
-  for row, (_, numbers) in enumerate(itertools.groupby(range(len(kinds)), kinds.__getitem__)):
-    units = list(numbers)
-    rows |= dict.fromkeys(units, row) if len(units) > 1 else {}
+    loops = all(step.invertible and isinstance(step, CouplingStep) for step in of_unit)
+    kinds.append(str([likeness(step.layers) for step in of_unit]) if loops else None)
+  rows: dict[int, str] = {}
+  for kind, numbers in groupby(range(len(kinds)), kinds.__getitem__):
+    if kind and len(units := list(numbers)) > 1:
+      rows |= dict.fromkeys(units, kind)
   return rows
 
 
@@ -117,19 +110,19 @@ def run_rebuilding(
     assigned += part.new_values(updates)
     residuals.append(residual)
   times = Counter(id(variable) for variable, _ in assigned)
-  for variable, _ in assigned:
-    if times[id(variable)] > 1:
+  for v, _ in assigned:
+    if times[id(v)] > 1:
       raise ValueError(
-        f"loop=True needs functions whose states are their own, but several share {variable.path!r}, which "
-        "changes; use loop=False"
+        f"loop=True needs functions whose states are their own, but several share {v.path!r}; use loop=False"
       )
 
   def backward(outputs: Streams, d_outputs: Streams, given: Given) -> tuple[Streams, Given]:
-    streams, d = wait_for(d_outputs, outputs), Gradients(d_outputs, [], [None] * len(given.context))  # Rule 1.
+    streams, d_streams = wait_for(d_outputs, outputs), d_outputs  # Rule 1.
+    d = Given([], [None] * len(given.context))
     for k, part in reversed([*enumerate(parts)]):
-      streams, here = part.undo(given.of(k), streams, d.streams, residuals[k])
-      d = Gradients(here.streams, [here.weights, *d.weights], sums(d.context, here.context))
-    return d.streams, Given(d.weights, d.context)
+      streams, d_streams, here = part.undo(given.of(k), streams, d_streams, residuals[k])
+      d = Given([here.weights, *d.weights], sums(d.context, here.context))
+    return d_streams, d
 
   outputs = boundary.leave_without_storing(call.name, streams, given, backward)
   for variable, value in assigned:

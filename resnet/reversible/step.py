@@ -16,30 +16,19 @@ from resnet.reversible.plain import Step, Streams
 
 
 class Given(NamedTuple):
-  """The values that a step, or a part of a chain, is computed with, for which gradients are wanted.
+  """The values that a step, or a part of a chain, is computed with, for which gradients are wanted; or these.
 
   Attributes:
     weights: of its layers; of a part a list for each step.
-    context: the float tensors among the arguments of the call.
+    context: the float tensors among the arguments of the call. A gradient is None if nothing depends on one.
   """
 
   weights: list
-  context: list[tf.Tensor]
+  context: list
 
   def of(self, step: int) -> "Given":
     """Those of a step of a part."""
     return Given(self.weights[step], self.context)
-
-
-class Gradients(NamedTuple):
-  """Of the streams before a step or segment, of its weights, and of the float arguments of the call.
-
-  One of the arguments' is None if nothing depends on it.
-  """
-
-  streams: Streams
-  weights: list
-  context: list[tf.Tensor | None]
 
 
 class Residuals(NamedTuple):
@@ -122,8 +111,8 @@ class StatelessStep:
 
   def undo(
     self, given: Given, streams: Streams, d_streams: Streams, residuals: Residuals
-  ) -> tuple[Streams, Gradients]:
-    """Backward: (the streams before the step, gradients).
+  ) -> tuple[Streams, Streams, Given]:
+    """Backward: (the streams before the step, their gradients, those of `given`).
 
     The function runs again under a tape. Its output rebuilds the stream that it changed, unless that was kept;
     its gradient goes to the other one.
@@ -146,17 +135,13 @@ class StatelessStep:
     d_after = [d_streams[k] for k in changed]
     if not (self._keeps_streams or self._is_first):
       d_after = wait_for(before, d_after)  # Rule 3.
-    sources = (streams, weights, context)
-    d_before, *d_given = tape.gradient([after[k] for k in changed], sources, d_after)
+    d_before, *d_given = tape.gradient([after[k] for k in changed], (streams, weights, context), d_after)
     # A stream that passes the step by has its gradient already, to which the function's is added.
     d_streams = sums([None if k in changed else d for k, d in enumerate(d_streams)], d_before)
     # Dense also for weights of which rows were taken.
     d_weights, d_context = ([d if d is None else tf.convert_to_tensor(d) for d in some] for some in d_given)
     d_weights = [tf.zeros_like(w) if d is None else d for w, d in zip(weights, d_weights, strict=True)]
-    return streams, Gradients(d_streams, d_weights, d_context)
-
-
-Updates = dict[tuple[int, int], tf.Tensor]  # (k, i): the new value of variable i of step k
+    return streams, d_streams, Given(d_weights, d_context)
 
 
 class Unrolled:
@@ -171,8 +156,10 @@ class Unrolled:
 
   def forward(
     self, given: Given, states: list, streams: Streams, masks: list[Mask]
-  ) -> tuple[Streams, list[Mask], Updates, list[Residuals]]:
+  ) -> tuple[Streams, list[Mask], dict, list[Residuals]]:
     """((y1, y2), their masks, new values of changed variables, what `undo` needs).
+
+    New values are by (k, i), for variable i of step k.
 
     A layer that several steps share sees the state as the step before left it.
 
@@ -180,14 +167,13 @@ class Unrolled:
       ValueError: steps share a trained weight that the first of them assigns to.
     """
     latest: dict[int, tf.Tensor] = {}  # by the id of the variable
-    updates: Updates = {}
+    updates: dict[tuple[int, int], tf.Tensor] = {}
     residuals = []
     for k, (step, state) in enumerate(zip(self.steps, states, strict=True)):
-      for variable in step.layers.trained:
-        if id(variable) in latest:
+      for v in step.layers.trained:
+        if id(v) in latest:
           raise ValueError(
-            f"{step.step.name} shares {variable.path!r}, a trained weight that is assigned to, with a function "
-            "before it; use backward=Store()"
+            f"{step.step.name} shares {v.path!r}, a trained weight that is assigned to; use backward=Store()"
           )
       state = [latest.get(id(v), value) for v, value in zip(step.layers.untrained, state, strict=True)]
       streams, masks, changed, residual = step.run(given.of(k), state, streams, masks)
@@ -198,15 +184,14 @@ class Unrolled:
 
   def undo(
     self, given: Given, streams: Streams, d_streams: Streams, residuals: Sequence[Residuals]
-  ) -> tuple[Streams, Gradients]:
-    """Backward, from (y1, y2) and their gradients: (x1, x2), and gradients."""
-    d = Gradients(d_streams, [], [None] * len(given.context))
+  ) -> tuple[Streams, Streams, Given]:
+    """Backward, from (y1, y2) and their gradients: ((x1, x2), their gradients, those of `given`)."""
+    d = Given([], [None] * len(given.context))
     for k, step in reversed([*enumerate(self.steps)]):
-      streams, here = step.undo(given.of(k), streams, d.streams, residuals[k])
-      d_context = sums(d.context, here.context)
-      streams, d_streams = wait_for((here.streams, here.weights, d_context), (streams, here.streams))  # Rule 2.
-      d = Gradients(d_streams, [here.weights, *d.weights], d_context)
-    return streams, d
+      streams, d_streams, here = step.undo(given.of(k), streams, d_streams, residuals[k])
+      d = Given([here.weights, *d.weights], sums(d.context, here.context))
+      streams, d_streams = wait_for((d_streams, here.weights, d.context), (streams, d_streams))  # Rule 2.
+    return streams, d_streams, d
 
   def rebuild(
     self, given: Given, streams: Streams, residuals: Sequence[Residuals], inverts: bool = False
@@ -216,7 +201,7 @@ class Unrolled:
       streams = step.rebuild(given.of(k), streams, residuals[k], inverts)
     return streams
 
-  def new_values(self, updates: Updates) -> list[tuple[Any, tf.Tensor]]:
+  def new_values(self, updates: dict) -> list[tuple[Any, tf.Tensor]]:
     """(variable, its new value), a variable once for each time that it is to be assigned."""
     latest = {id(self.steps[k].layers.variables[i]): (k, i) for k, i in sorted(updates)}
     return [(self.steps[k].layers.variables[i], updates[k, i]) for k, i in latest.values()]
