@@ -57,7 +57,7 @@ def cost_of(ops: Sequence[tf.Operation], results: Tensors, free: set[int], passi
   tensors |= {id(tensor): tensor for tensor in results}
   # Compilers cast where a number is used.
   free = free | {id(op.outputs[0]) for op in ops if op.type == "Cast"}
-  sizes = {key: 0 if key in free else bytes_of(tensor) for key, tensor in tensors.items()}
+  sizes = {key: 0 if key in free else _bytes_stored(tensor) for key, tensor in tensors.items()}
   inputs = [key for key in sizes if key not in made]
   kept = sum(sizes[key] for key in inputs if key not in passing)
   alive = peak = sum(sizes[key] for key in inputs)
@@ -73,6 +73,12 @@ def cost_of(ops: Sequence[tf.Operation], results: Tensors, free: set[int], passi
     moved = sum(map(bytes_of, op.inputs)) + sum(map(bytes_of, op.outputs))
     operations += MULTIPLICATIONS_OF_A_BYTE * moved + _multiplications(op)
   return Cost(kept, peak, operations)
+
+
+def _bytes_stored(tensor: tf.Tensor) -> int:
+  """Of a number that was cast compilers store the one or the other, so the mean is taken."""
+  either = tensor.op.inputs if tensor.op.type == "Cast" else [tensor]
+  return (bytes_of(tensor) + bytes_of(either[0])) // 2
 
 
 def _multiplications(op: tf.Operation) -> float:

@@ -117,13 +117,13 @@ class StatelessStep:
     The function runs again under a tape. Its output rebuilds the stream that it changed, unless that was kept;
     its gradient goes to the other one.
     """
-    step, residuals = self.step, wait_for(streams, residuals)  # Rule 4.
+    step, (saved, before) = self.step, wait_for(streams, (residuals.saved, residuals.before))  # Rule 4.
     with tf.GradientTape(watch_accessed_variables=False) as tape:
       streams, weights, context = watched(tape, (streams, *given))
-      with self.layers.evaluation(weights, residuals.state, residuals.saved) as evaluation:
+      with self.layers.evaluation(weights, residuals.state, saved) as evaluation:
         parts, _ = step.change(streams, residuals.mask, self._call.arguments_of(step.layer, context))
         with tape.stop_recording(), evaluation.changing_nothing():
-          before = residuals.before or dict(enumerate(step.uncouple(streams, parts)))
+          before = before or dict(enumerate(step.uncouple(streams, parts)))
         before = watched(tape, {k: before[k] for k in step.targets})
         streams = [before.get(k, stream) for k, stream in enumerate(streams)]
         with evaluating(None):
