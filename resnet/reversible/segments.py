@@ -1,8 +1,8 @@
 """How a chain is cut into segments, and how each is run: forward, with one backward pass.
 
 Each function `run_...` takes streams and masks, gives those after the segment, and assigns the new values of
-variables. What is rebuilt or stored consists of parts, `Unrolled` or a `Loop`. Of a segment that is rebuilt
-only the outputs of its last part are stored, and what steps keep.
+variables. What is rebuilt or stored consists of groups of steps, `Unrolled` or a `Loop`. Of a segment that
+is rebuilt only the outputs of its last group are stored, and what steps keep.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ from resnet.reversible.loop import Loop
 from resnet.reversible.plain import CouplingStep, Step, Streams, run_plainly
 from resnet.reversible.step import Given, StatelessStep, Unrolled, sums
 
-Part = Unrolled | Loop
+Group = Unrolled | Loop
 
 
 class Segment(NamedTuple):
@@ -62,20 +62,20 @@ def segments(
     numbers = list(ks)
     here: Sequence[Any] = [steps[k] for k in numbers]
     if run is not run_plainly:
-      here = _parts(here, call, [kept[k] or NOTHING for k in numbers], rows)
+      here = _groups(here, call, [kept[k] or NOTHING for k in numbers], rows)
     found.append(Segment(run, here, steps[numbers[-1]].unit))
   return found
 
 
-def _parts(steps: Sequence[Step], call: Call, kept: Sequence[Keep], rows: dict[int, str]) -> list[Part]:
+def _groups(steps: Sequence[Step], call: Call, kept: Sequence[Keep], rows: dict[int, str]) -> list[Group]:
   """Steps of a segment as loops, where their units are in a row, the others unrolled."""
-  parts: list[Part] = []
+  groups: list[Group] = []
   for row, ks in groupby(range(len(steps)), lambda k: rows.get(steps[k].unit)):
     loops = row is not None
     here = [StatelessStep(steps[k], call, kept[k], loops, is_first=k == 0 and not loops) for k in ks]
     units = [Unrolled(list(unit)) for _, unit in groupby(here, lambda step: step.step.unit)]
-    parts.append(Loop(units) if loops else Unrolled(here))
-  return parts
+    groups.append(Loop(units) if loops else Unrolled(here))
+  return groups
 
 
 def _rows(steps: Sequence[Step]) -> dict[int, str]:
@@ -93,21 +93,21 @@ def _rows(steps: Sequence[Step]) -> dict[int, str]:
 
 
 def run_rebuilding(
-  parts: Sequence[Part], streams: Streams, masks: list[Mask], call: Call
+  groups: Sequence[Group], streams: Streams, masks: list[Mask], call: Call
 ) -> tuple[Streams, list[Mask]]:
   """A segment that stores its outputs alone, and what steps keep.
 
   Raises:
-    ValueError: parts share a state that changes.
+    ValueError: groups share a state that changes.
   """
-  weights, states = map(list, zip(*(part.values() for part in parts), strict=True))
+  weights, states = map(list, zip(*(group.values() for group in groups), strict=True))
   boundary = Boundary((streams, Given(weights, call.context)))
   streams, given = boundary.given
   assigned: list[tuple[Any, tf.Tensor]] = []
   residuals = []
-  for k, part in enumerate(parts):
-    streams, masks, updates, residual = part.forward(given.of(k), states[k], streams, masks)
-    assigned += part.new_values(updates)
+  for k, group in enumerate(groups):
+    streams, masks, updates, residual = group.forward(given.of(k), states[k], streams, masks)
+    assigned += group.new_values(updates)
     residuals.append(residual)
   times = Counter(id(variable) for variable, _ in assigned)
   for v, _ in assigned:
@@ -119,8 +119,8 @@ def run_rebuilding(
   def backward(outputs: Streams, d_outputs: Streams, given: Given) -> tuple[Streams, Given]:
     streams, d_streams = wait_for(d_outputs, outputs), d_outputs  # Rule 1.
     d = Given([], [None] * len(given.context))
-    for k, part in reversed([*enumerate(parts)]):
-      streams, d_streams, here = part.undo(given.of(k), streams, d_streams, residuals[k])
+    for k, group in reversed([*enumerate(groups)]):
+      streams, d_streams, here = group.undo(given.of(k), streams, d_streams, residuals[k])
       d = Given([here.weights, *d.weights], sums(d.context, here.context))
     return d_streams, d
 
@@ -131,13 +131,13 @@ def run_rebuilding(
 
 
 def run_stored(
-  parts: Sequence[Part], streams: Streams, masks: list[Mask], call: Call
+  groups: Sequence[Group], streams: Streams, masks: list[Mask], call: Call
 ) -> tuple[Streams, list[Mask]]:
-  """A segment, of one part, that is backpropagated ordinarily."""
-  (part,) = parts
-  weights, states = part.values()
+  """A segment, of one group, that is backpropagated ordinarily."""
+  (group,) = groups
+  weights, states = group.values()
   streams, weights = released_together(streams, weights)  # Rule 5.
-  streams, masks, updates, _ = part.forward(Given(weights, call.context), states, streams, masks)
-  for variable, value in part.new_values(updates):
+  streams, masks, updates, _ = group.forward(Given(weights, call.context), states, streams, masks)
+  for variable, value in group.new_values(updates):
     variable.assign(value)
   return streams, masks

@@ -16,10 +16,10 @@ from resnet.reversible.plain import Step, Streams
 
 
 class Given(NamedTuple):
-  """The values that a step, or a part of a chain, is computed with, for which gradients are wanted; or these.
+  """The values that a step, or a group of steps, is computed with, for which gradients are wanted; or these.
 
   Attributes:
-    weights: of its layers; of a part a list for each step.
+    weights: of its layers; of a group a list for each step.
     context: the float tensors among the arguments of the call. A gradient is None if nothing depends on one.
   """
 
@@ -27,7 +27,7 @@ class Given(NamedTuple):
   context: list
 
   def of(self, step: int) -> "Given":
-    """Those of a step of a part."""
+    """Those of a step of a group."""
     return Given(self.weights[step], self.context)
 
 
@@ -145,7 +145,7 @@ class StatelessStep:
 
 
 class Unrolled:
-  """Steps that run one after the other, as a part of a chain."""
+  """A group of steps that run one after the other."""
 
   def __init__(self, steps: Sequence[StatelessStep]):
     self.steps = steps
