@@ -18,7 +18,7 @@ from tensorflow.python.autograph.core import ag_ctx
 from tensorflow.python.eager import forwardprop_util, record
 from tensorflow.python.eager.polymorphic_function import autograph_util, polymorphic_function
 from tensorflow.python.framework import func_graph, ops
-from tensorflow.python.ops import control_flow_util
+from tensorflow.python.ops import cond_v2, control_flow_util, while_v2
 
 # (op's type, outputs, inputs, (gradients of outputs) -> gradients of inputs): puts an operation on all tapes.
 record_operation = record.record_operation
@@ -125,27 +125,29 @@ def handing_on(arguments: dict[str, Any]) -> Iterator[None]:
     global_state.set_global_attribute("current_call_ctx", before)
 
 
-_inlined: ContextVar[bool] = ContextVar("inlined", default=False)
+_evaluates: ContextVar[bool] = ContextVar("evaluates", default=False)
 
 
 @contextlib.contextmanager
-def inlined_functions() -> Iterator[None]:
-  """A context in which a user's tf.function runs as the Python function that it is, or by autograph.
+def taking_nothing_from_outside() -> Iterator[None]:
+  """A context for evaluations of layers on given values.
 
-  Otherwise it would keep what it was traced with, weights included.
+  A user's tf.function runs as the Python function that it is, or by autograph: otherwise it would keep what it
+  was traced with, weights included. What was computed in eager mode is written into gradients of branches and
+  loop bodies as a constant: TensorFlow's own never take such tensors, and cannot.
   """
-  before = _inlined.set(True)
+  before = _evaluates.set(True)
   try:
     yield
   finally:
-    _inlined.reset(before)
+    _evaluates.reset(before)
 
 
 def _inlining(call: Callable) -> Callable:
   @functools.wraps(call)
   def call_or_inline(self: Any, *args: Any, **kwargs: Any) -> Any:
     function = self._python_function
-    if not _inlined.get() or getattr(function, "__module__", "").startswith("tensorflow."):
+    if not _evaluates.get() or getattr(function, "__module__", "").startswith("tensorflow."):
       return call(self, *args, **kwargs)
     if not self._autograph:
       return function(*args, **kwargs)
@@ -156,4 +158,26 @@ def _inlining(call: Callable) -> Callable:
   return call_or_inline
 
 
+def _is_in_gradient(graph: Any) -> bool:
+  """Whether a graph, or one around it, is the gradient of a branch or of a loop's body."""
+  while isinstance(graph, func_graph.FuncGraph):
+    if isinstance(graph, cond_v2._CondGradFuncGraph | while_v2._WhileBodyGradFuncGraph):
+      return True
+    graph = graph.outer_graph
+  return False
+
+
+def _embedding(capture: Callable) -> Callable:
+  @functools.wraps(capture)
+  def capture_or_embed(self: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+    is_value = isinstance(tensor, ops.EagerTensor) and tensor.dtype not in (tf.resource, tf.variant)
+    if not (_evaluates.get() and is_value and _is_in_gradient(self)):
+      return capture(self, tensor, *args, **kwargs)
+    with self.as_default():
+      return tf.constant(tensor.numpy(), tensor.dtype)
+
+  return capture_or_embed
+
+
 polymorphic_function.Function.__call__ = _inlining(polymorphic_function.Function.__call__)
+func_graph.FuncGraph.capture = _embedding(func_graph.FuncGraph.capture)

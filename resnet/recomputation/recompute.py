@@ -146,7 +146,8 @@ def recompute(
     with tf.GradientTape(watch_accessed_variables=False) as tape:
       held = weights, others = watched(tape, (weights, others))
       outputs, *_ = run(weights, others, state, saved)
-    return tape.gradient(outputs, held, d_outputs)
+    with stateless.scope(weights, state):
+      return tape.gradient(outputs, held, d_outputs)
 
   outputs = boundary.leave_without_storing(call.name, outputs, boundary.given, backward)
   for index, value in evaluation.updates.items():

@@ -151,7 +151,8 @@ def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False)
         x, weights = late = watched(tape, late)
         with stateless.evaluation(weights, late_state, inner):
           again = layer(with_mask(x, saved.masks[0]), training=training)
-      return tape.gradient(again, late, dy)
+      with stateless.scope(weights, late_state):
+        return tape.gradient(again, late, dy)
 
     return tf.identity(y), pullback
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from resnet.recomputation.custom_vjp import Tensors, custom_vjp, local
 from resnet.recomputation.inspection import inspected
 from resnet.recomputation.masks import Mask
-from resnet.recomputation.private_apis import context_arguments, handing_on, inlined_functions
+from resnet.recomputation.private_apis import context_arguments, handing_on, taking_nothing_from_outside
 
 # What layers may save for their recomputation.
 STATISTICS = "statistics"  # what `replayed` saves, small beside an activation
@@ -142,6 +142,23 @@ class StatelessLayers:
     return [tf.stop_gradient(value) for value in values] if tf.executing_eagerly() else values
 
   @contextlib.contextmanager
+  def scope(self, weights: list[tf.Tensor], state: list[tf.Tensor]) -> "Iterator[_Scope]":
+    """A context in which the layers have these values.
+
+    Gradients are taken in one, too: in a layer, `tf.recompute_grad` reads variables when its gradient is taken.
+    """
+    given = {id(variable): weight for variable, weight in zip(self.trained, weights, strict=True)}
+    values = zip(self.variables, [*state, *weights], strict=True)
+    with (
+      evaluating(None),
+      taking_nothing_from_outside(),
+      inspected(),
+      handing_on(self._handed_on),
+      _Scope(values, given) as scope,
+    ):
+      yield scope
+
+  @contextlib.contextmanager
   def evaluation(
     self, weights: list[tf.Tensor], state: list[tf.Tensor], saved: Sequence[Saved] | None = None
   ) -> Iterator[Evaluation]:
@@ -154,19 +171,12 @@ class StatelessLayers:
     Raises:
       ValueError: the layers save and ask differently, add a loss, or move a variable in a branch or loop.
     """
-    given = {id(variable): weight for variable, weight in zip(self.trained, weights, strict=True)}
-    this = Evaluation(self._keep, given, list(saved or ()), asked=None if saved is None else 0)
-    values = zip(self.variables, [*state, *weights], strict=True)
-    with (
-      evaluating(this),
-      inlined_functions(),
-      inspected(),
-      handing_on(self._handed_on),
-      _Scope(values, given) as scope,
-    ):
-      this.scope = scope
+    with self.scope(weights, state) as scope:
+      asked = None if saved is None else 0
+      this = Evaluation(self._keep, scope.weights, list(saved or ()), asked, scope=scope)
       old = [scope.get_current_value(variable) for variable in self.variables]
-      yield this
+      with evaluating(this):
+        yield this
     if this.asked is not None and this.asked < len(this.saved):
       raise ValueError(
         f"{self._name}: layer {this.saved[this.asked].layer!r} did not call `replayed` or `keep_output` in the "
@@ -204,11 +214,11 @@ class _Scope(keras.StatelessScope):
 
   def __init__(self, values: Iterable, weights: dict[int, tf.Tensor]):
     super().__init__(values, collect_losses=True)
-    self._weights = weights
+    self.weights = weights
 
   def add_update(self, update: tuple[keras.Variable, tf.Tensor]) -> None:
     variable, value = update
-    if id(variable) in self._weights:
+    if id(variable) in self.weights:
       assigned = tf.stop_gradient(value)
-      value = custom_vjp(lambda _: (assigned, lambda d: d), self._weights[id(variable)])
+      value = custom_vjp(lambda _: (assigned, lambda d: d), self.weights[id(variable)])
     super().add_update((variable, value))

@@ -135,7 +135,8 @@ class StatelessStep:
     d_after = [d_streams[k] for k in changed]
     if not (self._keeps_streams or self._is_first):
       d_after = wait_for(before, d_after)  # Rule 3.
-    d_before, *d_given = tape.gradient([after[k] for k in changed], (streams, weights, context), d_after)
+    with self.layers.scope(weights, residuals.state):
+      d_before, *d_given = tape.gradient([after[k] for k in changed], (streams, weights, context), d_after)
     # A stream that passes the step by has its gradient already, to which the function's is added.
     d_streams = sums([None if k in changed else d for k, d in enumerate(d_streams)], d_before)
     # Dense also for weights of which rows were taken.
