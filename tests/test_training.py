@@ -32,6 +32,7 @@ CONFIG = dataclasses.replace(
   dataset="digits",
   height=32,
   width=32,
+  num_residual_units=(1, 1),  # What is trained matters little here, and is soon traced.
   filters=(8, 8, 16),
   lr_decay_steps=(3, 5),
   max_train_iter=6,
@@ -139,7 +140,7 @@ def test_a_log_has_a_line_at_each_evaluation_and_change_of_rate(tmp_path, monkey
   assert len(evaluated) == 6, "two data sets after steps 1, 3 and 6; none again at the end"
 
 
-@pytest.mark.parametrize("stop", [1, 2, 5])
+@pytest.mark.parametrize("stop", [1, 5])
 def test_a_resumed_run_ends_bit_identical(uninterrupted, tmp_path, stop):
   experiment, _ = run(tmp_path, "a", max_num_steps=stop)
   assert max(int(path.stem.split("-")[-1]) for path in experiment.folder.glob("*.index")) == stop
@@ -300,11 +301,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
   assert not (tmp_path / "results" / "d" / "model.ckpt-2.index").exists()
 
 
+DEEPER = dataclasses.replace(CONFIG, num_residual_units=(2, 2))
+
+
 @pytest.fixture(scope="module")
 def two_halves(tmp_path_factory):
   """Three steps by the mean of the gradients, and of the moving statistics, of the batch's halves."""
-  model, optimizer = built(CONFIG)
-  for images, labels in get_dataset(CONFIG, "", "train").training_batches(0).take(3):
+  model, optimizer = built(DEEPER)
+  for images, labels in get_dataset(DEEPER, "", "train").training_batches(0).take(3):
     gradients, statistics = [], []
     state = values(model.non_trainable_variables)
     for half in (slice(0, 5), slice(5, 10)):
@@ -318,12 +322,10 @@ def two_halves(tmp_path_factory):
   return model
 
 
-@pytest.mark.parametrize(
-  ("devices", "num_pass", "memory"), [(2, 1, "auto"), (1, 2, "auto"), (2, 1, "1.8MB"), (1, 2, "all")]
-)
+@pytest.mark.parametrize(("devices", "num_pass", "memory"), [(2, 1, "1.8MB"), (1, 2, "auto")])
 def test_replicas_and_passes_train_as_parts_of_the_batch(two_halves, tmp_path, devices, num_pass, memory):
   strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(devices)])
-  config = dataclasses.replace(CONFIG, max_train_iter=3, activation_memory=memory, num_pass=num_pass)
+  config = dataclasses.replace(DEEPER, max_train_iter=3, activation_memory=memory, num_pass=num_pass)
   experiment, _ = run(tmp_path, "e", config=config, strategy=strategy)
   model, optimizer = built(config)
   Checkpoints(experiment.folder, model, optimizer).restore(3)
