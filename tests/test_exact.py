@@ -40,7 +40,7 @@ def bits_equal(actual, expected):
 @pytest.mark.parametrize("loop", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_gradients_are_those_of_ordinary_backprop_to_the_last_bit(dtype, loop):
-  chain = make_chain(dtype, 6, grid_bits=14, backward=Rebuild(loop=loop))
+  chain = make_chain(dtype, 4, grid_bits=14, backward=Rebuild(loop=loop))
   state = values(chain.non_trainable_variables)
   manual = gradients_of(chain, streams(), state, tf.function)
   assert chain.reconstruction_error(streams()) == 0

@@ -291,7 +291,7 @@ def test_models_survive_saving(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated:UserWarning")
-@pytest.mark.parametrize("name", ["resnet-test", "revnet-test", "revnet-btl-test"])
+@pytest.mark.parametrize("name", ["resnet-test", "revnet-btl-test"])
 def test_models_convert_to_tflite(name, tmp_path):
   model = make_model(name)
   images, _ = make_batch(model, 3)

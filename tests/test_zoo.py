@@ -133,7 +133,7 @@ def test_synchronised_batch_norm_on_two_devices(tmp_path):
   assert np.any(manual[4] != manual[5])  # Replicas have parts of their own.
 
 
-@pytest.mark.parametrize("kind", ["dense", "convolution 3-D", "layer norm", "no weights", "frozen"])
+@pytest.mark.parametrize("kind", ["dense", "layer norm", "no weights", "frozen"])
 def test_what_is_stored_does_not_grow_with_the_units(kind):
   living = {}
   for units in (2, 5):
