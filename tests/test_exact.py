@@ -40,7 +40,7 @@ def bits_equal(actual, expected):
 @pytest.mark.parametrize("loop", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_gradients_are_those_of_ordinary_backprop_to_the_last_bit(dtype, loop):
-  chain = make_chain(dtype, 6, grid_bits=14, backward=Rebuild(loop=loop))
+  chain = make_chain(dtype, 4, grid_bits=14, backward=Rebuild(loop=loop))
   state = values(chain.non_trainable_variables)
   manual = gradients_of(chain, streams(), state, tf.function)
   assert chain.reconstruction_error(streams()) == 0
@@ -90,8 +90,7 @@ def test_rounding_lets_the_gradient_through():
   np.testing.assert_array_equal(tape.gradient(y, x, tf.constant([1.0, 2, 3])), [1, 2, 3])
 
 
-@pytest.mark.parametrize("name", ["revnet-test", "revnet-btl-test"])
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(("name", "dtype"), [("revnet-test", "mixed_bfloat16"), ("revnet-btl-test", "float32")])
 def test_a_revnet_on_a_grid_has_the_gradients_of_ordinary_backprop_to_the_last_bit(name, dtype):
   model = make_model(name, dtype, num_residual_units=(3, 3), grid_bits=14, activation_memory="least")
   images, labels = make_batch(model)

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from chains import Counted, KeepsHidden, assert_as_ordinary, make_chain, run_ops, traced_gradients
+from chains import RUNS, Counted, KeepsHidden, assert_as_ordinary, make_chain, run_ops, traced_gradients
 from helpers import assert_close, copy_of, make_batch, make_model, values
 
 from resnet.configs import get_config
@@ -79,13 +79,18 @@ def test_the_estimate_of_stored_activations_is_what_can_be_counted():
   assert chain.plan(streams).bytes == pytest.approx(stored, rel=0.15)
 
 
-@pytest.mark.parametrize("run", [lambda f: f, tf.function], ids=["eager", "graph"])
-@pytest.mark.parametrize("function", [Counted, KeepsHidden])
-@pytest.mark.parametrize("keep", ["auto", "all", 5_000, 8_000.0, 12_000])
+@pytest.mark.parametrize(
+  ("keep", "function", "run"),
+  [
+    (keep, function, ("eager", "graph")[(k + n) % 2])
+    for k, keep in enumerate(["auto", "all", 5_000, 8_000.0, 12_000])
+    for n, function in enumerate([Counted, KeepsHidden])
+  ],
+)
 def test_gradients_and_updates_are_those_of_ordinary_backprop(keep, function, run):
   chain, streams = make_chain(4, function=function, backward=Rebuild(keep))
   assert set(chain.plan(streams).kept) != {NOTHING}
-  assert_as_ordinary(chain, streams, run)
+  assert_as_ordinary(chain, streams, RUNS[run])
 
 
 def test_what_is_kept_is_not_run_again():
@@ -172,9 +177,11 @@ def test_a_plan_in_words():
 
 @pytest.mark.parametrize(("name", "dtype"), MEASURED)
 def test_the_estimates_are_within_15_percent_of_what_is_measured(name, dtype):
-  config = dataclasses.replace(get_config(name), dtype=dtype)
+  model = get_model(dataclasses.replace(get_config(name), dtype=dtype))
   for activation_memory, megabytes in MEASURED[name, dtype].items():
-    model = get_model(dataclasses.replace(config, activation_memory=activation_memory))
+    # As a network of this configuration would be, which takes longer to build than to plan.
+    model.config = dataclasses.replace(model.config, activation_memory=activation_memory)
+    model.reversible_chain.backward = Rebuild(model.config.keep)
     estimate = model.activation_plan(10).bytes / 1e7
     assert estimate == pytest.approx(megabytes, rel=0.15), activation_memory
 
@@ -187,7 +194,7 @@ def test_a_revnet_without_manual_gradients_stores_everything():
 @pytest.mark.parametrize("name", ["revnet-test", "revnet-btl-test"])
 def test_a_revnet_has_the_gradients_of_ordinary_backprop_and_the_more_it_keeps_runs_less_again(name):
   model = make_model(name, "float64", num_residual_units=(3, 2))
-  images, labels = make_batch(model, 4)
+  images, labels = make_batch(model, 2)
   state = values(model.non_trainable_variables)
 
   def step(network):
@@ -199,14 +206,13 @@ def test_a_revnet_has_the_gradients_of_ordinary_backprop_and_the_more_it_keeps_r
     return gradients, values(network.non_trainable_variables), kinds["Conv2D"]
 
   expected, moved, forward = step(copy_of(model, manual_gradients=False))
-  counts, least = [], copy_of(model, activation_memory="least").activation_plan(4).least
-  amounts = [f"{int(share * least)}B" for share in (1.4, 2, 2.8)]
-  for amount in ("least", *amounts, "all", "auto"):
+  counts, least = [], copy_of(model, activation_memory="least").activation_plan(2).least
+  for amount in ("least", f"{int(2.4 * least)}B", "all", "auto"):
     gradients, statistics, convolutions = step(copy_of(model, activation_memory=amount))
     assert_close(gradients, expected, 1e-10)
     assert_close(statistics, moved, 1e-10)
     counts.append(convolutions - forward)
   *again, auto = counts
   assert all(later <= sooner for sooner, later in itertools.pairwise(again))
-  assert len(set(again)) >= 3
+  assert len(set(again)) == 3
   assert again[0] > auto > again[-1] == 0

@@ -33,7 +33,10 @@ from resnet.training.step import make_train_step
 from resnet.utils.app import run as run_main
 from resnet.utils.errors import UserError, reason_of
 
-SHORT = dataclasses.replace(CONFIG, max_train_iter=4, valid_iter=100, save_iter=1, disp_iter=1)
+# By ordinary backpropagation, which is soon traced.
+SHORT = dataclasses.replace(
+  CONFIG, max_train_iter=4, valid_iter=100, save_iter=1, disp_iter=1, manual_gradients=False
+)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +178,7 @@ def test_a_step_that_overflows_float16_leaves_the_moving_statistics(replicas):
     [f"CPU:{index}" for index in range(replicas)], cross_device_ops=tf.distribute.ReductionToOneDevice()
   )
   with strategy.scope():
-    model, optimizer = built(dataclasses.replace(SHORT, dtype="mixed_float16"))
+    model, optimizer = built(dataclasses.replace(SHORT, dtype="mixed_float16", manual_gradients=True))
   step = make_train_step(model, optimizer, strategy)
   data = get_dataset(SHORT, "", "train").training_batches(0).rebatch(10 // replicas)
   batches = iter(strategy.experimental_distribute_dataset(data.take(2 * replicas)))

@@ -12,7 +12,8 @@ from resnet.configs import get_config, get_config_from_json, save_config
 from resnet.experiments.curves import read_curve
 from resnet.training.checkpoint import Checkpoints
 
-TINY = ["--dataset=digits", "--model=revnet-test", "--override=height=32", "--override=width=32"]
+NETWORK = ["height=32", "width=32", "num_residual_units=1,2", "filters=8,8,16"]
+TINY = ["--dataset=digits", "--model=revnet-test", *[f"--override={change}" for change in NETWORK]]
 FAST = ["--num_gpu=0", "--override=valid_batch_size=300"]
 
 

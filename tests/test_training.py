@@ -32,6 +32,7 @@ CONFIG = dataclasses.replace(
   dataset="digits",
   height=32,
   width=32,
+  num_residual_units=(1, 1),  # What is trained matters little here, and is soon traced.
   filters=(8, 8, 16),
   lr_decay_steps=(3, 5),
   max_train_iter=6,
@@ -39,6 +40,7 @@ CONFIG = dataclasses.replace(
   valid_iter=3,
   save_iter=4,
 )
+DEEPER = dataclasses.replace(CONFIG, num_residual_units=(2, 2))
 
 
 def run(folder, experiment_id, config=CONFIG, strategy=None, **kwargs):
@@ -139,7 +141,7 @@ def test_a_log_has_a_line_at_each_evaluation_and_change_of_rate(tmp_path, monkey
   assert len(evaluated) == 6, "two data sets after steps 1, 3 and 6; none again at the end"
 
 
-@pytest.mark.parametrize("stop", [1, 2, 5])
+@pytest.mark.parametrize("stop", [1, 5])
 def test_a_resumed_run_ends_bit_identical(uninterrupted, tmp_path, stop):
   experiment, _ = run(tmp_path, "a", max_num_steps=stop)
   assert max(int(path.stem.split("-")[-1]) for path in experiment.folder.glob("*.index")) == stop
@@ -166,10 +168,11 @@ def test_float16_keeps_its_loss_scale(tmp_path):
   assert (optimizer.loss_scale.value.numpy(), optimizer.loss_scale.finite_steps.numpy()) == (8, 5)
 
 
-def test_compiled_training_agrees(uninterrupted, tmp_path):
-  experiment, _ = run(tmp_path, "a", dataclasses.replace(CONFIG, max_train_iter=1, jit=True))
-  expected = tensors(uninterrupted[0], 1)
-  actual = tensors(experiment, 1)
+def test_compiled_training_agrees(tmp_path):
+  expected, actual = (
+    tensors(run(tmp_path, name, dataclasses.replace(DEEPER, max_train_iter=1, jit=jit))[0], 1)
+    for name, jit in (("a", False), ("b", True))
+  )
   assert_close([actual[name] for name in expected], list(expected.values()), 5e-3, list(expected))
 
 
@@ -303,8 +306,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 @pytest.fixture(scope="module")
 def two_halves(tmp_path_factory):
   """Three steps by the mean of the gradients, and of the moving statistics, of the batch's halves."""
-  model, optimizer = built(CONFIG)
-  for images, labels in get_dataset(CONFIG, "", "train").training_batches(0).take(3):
+  model, optimizer = built(DEEPER)
+  for images, labels in get_dataset(DEEPER, "", "train").training_batches(0).take(3):
     gradients, statistics = [], []
     state = values(model.non_trainable_variables)
     for half in (slice(0, 5), slice(5, 10)):
@@ -318,12 +321,10 @@ def two_halves(tmp_path_factory):
   return model
 
 
-@pytest.mark.parametrize(
-  ("devices", "num_pass", "memory"), [(2, 1, "auto"), (1, 2, "auto"), (2, 1, "1.8MB"), (1, 2, "all")]
-)
+@pytest.mark.parametrize(("devices", "num_pass", "memory"), [(2, 1, "1.8MB"), (1, 2, "auto")])
 def test_replicas_and_passes_train_as_parts_of_the_batch(two_halves, tmp_path, devices, num_pass, memory):
   strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(devices)])
-  config = dataclasses.replace(CONFIG, max_train_iter=3, activation_memory=memory, num_pass=num_pass)
+  config = dataclasses.replace(DEEPER, max_train_iter=3, activation_memory=memory, num_pass=num_pass)
   experiment, _ = run(tmp_path, "e", config=config, strategy=strategy)
   model, optimizer = built(config)
   Checkpoints(experiment.folder, model, optimizer).restore(3)
