@@ -212,6 +212,18 @@ class MakesMask(Part):
     return keras.ops.any(inputs > 0.3, -1) | (keras.ops.arange(STEPS) == 0)
 
 
+class Table(Part):
+  """With a tensor of eager mode."""
+
+  def build(self, shape):
+    super().build(shape)
+    with tf.init_scope():
+      self.table = tf.linspace(0.5, 1.5, self.width)
+
+  def call(self, x):
+    return self.inner(x) * tf.cast(self.table, x.dtype)
+
+
 class Counter(Part):
   def build(self, shape):
     super().build(shape)
@@ -333,6 +345,7 @@ SAME_WIDTH: dict[str, Callable] = {
 ANY_SHAPE: dict[str, Callable] = {
   "dense": lambda width: layers.Dense(width, "tanh"),
   "part": Part,
+  "table": Table,
   "counter": Counter,
   "keeps": KeepsOutput,
   "replayed": Replayed,
@@ -567,6 +580,8 @@ def draw(seed: int, attempt: int = 0) -> Config:
     config = dataclasses.replace(config, alias=tuple(rng.sample(inputs, 2)))
   if "outside tensor" in config.parts and rng.random() < 0.3:  # Rare otherwise.
     config = dataclasses.replace(config, execution="mirrored")
+  if config.tape == "assigned" and config.parts & {"tf.recompute_grad", "tf.custom_gradient", "keras.remat"}:
+    config = dataclasses.replace(config, tape="persistent")  # Plain Keras reads weights as they are then.
   return dataclasses.replace(config, steps=2) if "tf.function" in config.parts else config
 
 

@@ -202,6 +202,97 @@ def test_nested_in_control_flow_under_a_persistent_tape(inner, where):
   assert_close(ours, right, 1e-12)
 
 
+class Table(keras.layers.Layer):
+  """Multiplies by a table that was computed in eager mode, some of it masked."""
+
+  def __init__(self):
+    super().__init__(dtype="float64")
+    self.dense = dense()
+    self.table, self.chosen = random(4, seed=7), tf.constant([True, True, False, True])
+    self.long = random(200, seed=8)  # TensorFlow has other ways for tensors of more than 128 numbers.
+
+  def build(self, input_shape):
+    self.dense.build(input_shape)
+
+  def call(self, x):
+    return tf.where(self.chosen, tf.sin(self.dense(x) * self.table), x) + tf.reduce_sum(self.long)
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("layer", ["chain", "loop", "recompute"])
+def test_tensors_of_eager_mode_are_constants_in_control_flow(where, layer):
+  chain = ReversibleChain([(Table(), Table()) for _ in "12"], backward=Rebuild(loop=layer == "loop"))
+  chain.build([(None, 4)] * 2)
+  recomputed = Recompute(Block(chain)) if layer == "recompute" else chain
+  x = random(3, 4, seed=1), random(3, 4, seed=2)
+
+  @tf.function(autograph=False)
+  def both():
+    calls = (recomputed, lambda streams: by_hand(chain, streams))
+    return [gradients(lambda call=call: WHERE[where](call, x), x, chain.weights) for call in calls]
+
+  assert_close(*both(), 1e-12)
+
+
+class Block(keras.layers.Layer):
+  """The functions of a chain, by hand."""
+
+  def __init__(self, chain):
+    super().__init__(dtype="float64")
+    self.chain = chain
+
+  def call(self, streams):
+    return by_hand(self.chain, streams)
+
+
+class RunsAgain(keras.layers.Layer):
+  """A frozen layer, which reads its weights when its gradient is taken."""
+
+  def __init__(self, how):
+    super().__init__(dtype="float64", trainable=False)
+    self.how = how
+
+  def build(self, input_shape):
+    self.w = self.add_weight(shape=(4, 4), initializer="glorot_normal")
+
+  def call(self, x):
+    if self.how == "recompute_grad":
+      return tf.recompute_grad(lambda x: tf.tanh(x @ self.w))(x)
+
+    @tf.custom_gradient
+    def own(x):
+      def gradient(d, variables=()):
+        return (d * tf.cos(x @ self.w)) @ tf.transpose(self.w), [tf.zeros_like(v) for v in variables]
+
+      return tf.sin(x @ self.w), gradient
+
+    return own(x)
+
+
+@both_forms
+@eager_and_graph
+@pytest.mark.parametrize("how", ["recompute_grad", "custom_gradient"])
+def test_what_a_custom_gradient_reads_of_a_frozen_layer_is_what_the_layer_had(how, loop, run):
+  chain = ReversibleChain(
+    [(RunsAgain(how), dense()) for _ in "123"], backward=Rebuild(loop=loop), dtype="float64"
+  )
+  chain.build([(None, 4)] * 2)
+  x = [random(3, 4, seed=1), random(3, 4, seed=2)]
+  expected = run(lambda: gradients(lambda: by_hand(chain, x), x, chain.trainable_weights))()
+
+  def changed_in_between():
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      y1, y2 = chain(x)
+      loss = tf.reduce_sum(tf.sin(y1)) + tf.reduce_sum(y2**3)
+    for variable in chain.non_trainable_weights:
+      variable.assign(2 * variable.value)
+    return tape.gradient(loss, [*x, *[variable.value for variable in chain.trainable_weights]])
+
+  assert_close(run(lambda: gradients(lambda: chain(x), x, chain.trainable_weights))(), expected, 1e-12)
+  assert_close(run(changed_in_between)(), expected, 1e-12)
+
+
 @pytest.mark.parametrize(("loop", "jit"), [(False, True), (True, False)])
 def test_two_gradients_of_a_tape_around_a_compiled_function(loop, jit):
   chain = ReversibleChain(
