@@ -8,8 +8,8 @@ The ideas of this package, in reading order, each with the module that has it:
 - coupling: `Coupling`, how a function changes a stream: `Additive`, `Scaled`, `Affine`, `Shortcut`.
 - invertible, glow: `Invertible`: `SpaceToDepth`, `Permute`, `Swap`, `InvertibleDense`, `ActNorm`.
 - step: `StatelessStep`, a step as a function of `Given` values; its `Residuals`, what its backward pass has of
-  the forward pass; `Gradients`. It can `run`, `rebuild` the streams before it, and `undo`: rebuild, with
-  gradients. A group of them is `Unrolled`; loop: or a `Loop`.
+  the forward pass. It can `run`, `rebuild` the streams before it, and `undo`: rebuild, with gradients. So can
+  several of them, a `StepSequence`, and (loop) units that are alike, a `Loop`.
 - segments: which steps are a `Segment`; `run_rebuilding`, `run_stored`.
 - backward: `Store`, `Rebuild`: how gradients are computed.
 - plan: `ActivationPlan`, what each step is to `Keep`, from the costs of its traced undoing.

@@ -43,7 +43,7 @@ from resnet.reversible.invertible import Invertible
 from resnet.reversible.plain import CouplingStep, InvertibleStep, Step, Streams, on_grid, passed_on, run_plainly
 from resnet.reversible.plan import ActivationPlan, make_plan
 from resnet.reversible.segments import Segment, segments
-from resnet.reversible.step import Given, Residuals, StatelessStep, Unrolled
+from resnet.reversible.step import Given, Residuals, StatelessStep, StepSequence
 
 Unit = tuple[keras.layers.Layer, keras.layers.Layer] | Invertible
 Inputs = Sequence[tf.Tensor]  # x1 and x2
@@ -224,10 +224,10 @@ class ReversibleChain(keras.layers.Layer):
         raise ValueError(f"{self.name} has no inverse, since its {type(coupling).__name__} has none")
     streams, masks, call = self._prepare(outputs, training, mask, kwargs)
     steps = self._steps()
-    group = Unrolled([StatelessStep(step, call) for step in steps])
-    weights, states = group.values()
+    sequence = StepSequence([StatelessStep(step, call) for step in steps])
+    weights, states = sequence.values()
     residuals = [*map(Residuals, states, passed_on(steps, streams, masks)[0])]
-    return tuple(group.rebuild(Given(weights, call.context), streams[:2], residuals, inverts=True))
+    return tuple(sequence.rebuild(Given(weights, call.context), streams[:2], residuals, inverts=True))
 
   def reconstruction_error(self, inputs: Inputs, **kwargs: Any) -> tf.Tensor:
     """The largest of `reconstruction_errors`, a scalar: how well the backward pass rebuilds streams."""
@@ -247,12 +247,12 @@ class ReversibleChain(keras.layers.Layer):
     streams, masks, call = self._prepare(inputs, training, mask, kwargs)
     errors = []
     for invertible, stretch in itertools.groupby(self._steps(), lambda step: step.invertible):
-      group, before = Unrolled([StatelessStep(step, call) for step in stretch]), streams
-      weights, states = group.values()
+      sequence, before = StepSequence([StatelessStep(step, call) for step in stretch]), streams
+      weights, states = sequence.values()
       given = Given(weights, call.context)
-      streams, masks, _, residuals = group.forward(given, states, streams, masks)
+      streams, masks, _, residuals = sequence.run(given, states, streams, masks)
       if invertible:
-        rebuilt = group.rebuild(given, streams, residuals)
+        rebuilt = sequence.rebuild(given, streams, residuals)
         error = tf.linalg.global_norm([y - x for x, y in zip(before[:2], rebuilt)])
         norm = tf.linalg.global_norm(before[:2])
         errors.append(error / tf.where(norm > 0, norm, tf.ones_like(norm)))

@@ -1,5 +1,6 @@
 """Units that are alike, as a `tf.while_loop` over stacked weights and states: a graph of one unit's size."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,25 +8,25 @@ import tensorflow as tf
 
 from resnet.recomputation.custom_vjp import Tensors
 from resnet.recomputation.masks import Mask
-from resnet.recomputation.ordering import wait_for
 from resnet.reversible.plain import Streams
-from resnet.reversible.step import Given, Residuals, Unrolled, sums
+from resnet.reversible.step import Given, Latest, Residuals, StepSequence, sums
 
 # (k, i): tensor i of step k of a unit, or its mask (i = -1), for one unit or stacked.
 Entries = dict[Any, tf.Tensor]
 
 
 class Loop:
-  """Units that are alike; what they save is not kept, since that saved no time. Values are stacked over them.
+  """Units that are alike, run and undone as a step is; what they save is not kept, since that saved no time.
 
-  Methods are those of `Unrolled`.
+  Values are stacked over the units.
 
   Raises:
-    ValueError: units change which streams carry masks, or speak to other devices.
+    ValueError: units share a state that changes, change which streams carry masks, or speak to other devices.
   """
 
-  def __init__(self, units: Sequence[Unrolled]):
+  def __init__(self, units: Sequence[StepSequence]):
     self._units, self._unit = units, units[0]  # The first stands for all.
+    self._times = Counter(id(v) for unit in units for step in unit.steps for v in step.layers.variables)
 
   def values(self) -> tuple[list, list]:
     weights, states = (
@@ -34,15 +35,23 @@ class Loop:
     )
     return weights, states
 
-  def forward(
-    self, given: Given, states: list, streams: Streams, masks: list[Mask]
-  ) -> tuple[Streams, list[Mask], Entries, list[Residuals]]:
-    masked = [mask is not None for mask in masks]
+  def sharing(self, state: list, latest: Latest) -> list:
+    _refuse_shared([v for v, _ in latest.values() if id(v) in self._times])
+    return state
 
-    def forward(index: tf.Tensor, carried: Tensors) -> tuple[Tensors, Entries]:
+  def run(
+    self, given: Given, state: list, streams: Streams, masks: list[Mask]
+  ) -> tuple[Streams, list[Mask], list[tuple[Any, tf.Tensor]], list[Residuals]]:
+    masked = [mask is not None for mask in masks]
+    variables = {
+      (k, i): v for k, step in enumerate(self._unit.steps) for i, v in enumerate(step.layers.variables)
+    }
+    places = {id(v): place for place, v in variables.items()}
+
+    def run(index: tf.Tensor, carried: Tensors) -> tuple[Tensors, Entries]:
       streams, present = carried
       here, before = Given(_entry(given.weights, index), given.context), [present.get(k) for k in (0, 1)]
-      streams, after, updates, residuals = self._unit.forward(here, _entry(states, index), streams, before)
+      streams, after, changed, residuals = self._unit.run(here, _entry(state, index), streams, before)
       if [mask is not None for mask in after] != masked:
         names = " and ".join(step.step.name for step in self._unit.steps)
         raise ValueError(
@@ -50,16 +59,22 @@ class Loop:
           f"{_names(after)}, before it {_names(before)}; set supports_masking = True in them, or loop=False"
         )
       taken = {(k, -1): r.mask for k, r in enumerate(residuals) if r.mask is not None}
-      return (streams, _present(after)), updates | taken
+      return (streams, _present(after)), {places[id(v)]: value for v, value in changed} | taken
 
-    like = _like([[*state, *weight] for state, weight in zip(states, given.weights, strict=True)])
+    like = {place: (v.dtype, tuple(v.shape)) for place, v in variables.items()}
     for k, step in enumerate(self._unit.steps):
       if (mask := masks[step.step.source]) is not None:
         like[k, -1] = (mask.dtype, mask.shape)
     carried = (list(streams), _present(masks))
-    (streams, present), updates = _loop(forward, carried, like, range(len(self._units)))
-    residuals = [Residuals(state, updates.pop((k, -1), None)) for k, state in enumerate(states)]
-    return streams, [present.get(k) for k in (0, 1)], updates, residuals
+    (streams, present), updates = _loop(run, carried, like, range(len(self._units)))
+    residuals = [Residuals(stacked, updates.pop((k, -1), None)) for k, stacked in enumerate(state)]
+    changed = [
+      (unit.steps[k].layers.variables[i], value)
+      for (k, i), stacked in updates.items()
+      for unit, value in zip(self._units, tf.unstack(stacked, len(self._units)), strict=True)
+    ]
+    _refuse_shared([v for v, _ in changed if self._times[id(v)] > 1])
+    return streams, [present.get(k) for k in (0, 1)], changed, residuals
 
   def undo(
     self, given: Given, streams: Streams, d_streams: Streams, residuals: Sequence[Residuals]
@@ -74,15 +89,15 @@ class Loop:
     last_to_first = range(len(self._units))[::-1]
     (streams, d_streams, d_context), d = _loop(undo, carried, _like(given.weights), last_to_first)
     d_weights = [[d[k, i] for i in range(len(weight))] for k, weight in enumerate(given.weights)]
-    streams, d_streams = wait_for((d_weights, d_context), (streams, d_streams))  # Rule 2.
     return streams, d_streams, Given(d_weights, d_context)
 
-  def new_values(self, updates: Entries) -> list[tuple[Any, tf.Tensor]]:
-    return [
-      (unit.steps[k].layers.variables[i], value)
-      for (k, i), stacked in updates.items()
-      for unit, value in zip(self._units, tf.unstack(stacked, len(self._units)), strict=True)
-    ]
+
+def _refuse_shared(variables: Sequence[Any]) -> None:
+  for v in variables:
+    raise ValueError(
+      f"loop=True needs functions whose states are their own, but several share {v.path!r}, which changes; use "
+      "loop=False"
+    )
 
 
 def _loop(step: Callable, carried: Tensors, like: dict[Any, tuple], indices: range) -> tuple[Tensors, Entries]:

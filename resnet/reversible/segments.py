@@ -1,16 +1,12 @@
 """How a chain is cut into segments, and how each is run: forward, with one backward pass.
 
 Each function `run_...` takes streams and masks, gives those after the segment, and assigns the new values of
-variables. What is rebuilt or stored consists of groups of steps, `Unrolled` or a `Loop`. Of a segment that
-is rebuilt only the outputs of its last group are stored, and what steps keep.
+variables.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple
-
-import tensorflow as tf
 
 from resnet.recomputation.arguments import Call
 from resnet.recomputation.custom_vjp import Boundary
@@ -20,9 +16,7 @@ from resnet.recomputation.ordering import released_together, wait_for
 from resnet.reversible.backward import NOTHING, Keep
 from resnet.reversible.loop import Loop
 from resnet.reversible.plain import CouplingStep, Step, Streams, run_plainly
-from resnet.reversible.step import Given, StatelessStep, Unrolled, sums
-
-Group = Unrolled | Loop
+from resnet.reversible.step import Given, StatelessStep, StepSequence
 
 
 class Segment(NamedTuple):
@@ -30,12 +24,12 @@ class Segment(NamedTuple):
 
   Attributes:
     run: (steps, streams, masks, call) -> (streams, masks).
-    steps: for `run`.
+    steps: for `run`: those of the chain, or a `StepSequence`.
     unit: the number of its last step's unit.
   """
 
   run: Callable
-  steps: Sequence[Any]
+  steps: Any
   unit: int
 
 
@@ -60,22 +54,22 @@ def segments(
   found = []
   for (run, _), ks in groupby(range(len(steps)), lambda k: (runs[k], stretch[k])):
     numbers = list(ks)
-    here: Sequence[Any] = [steps[k] for k in numbers]
+    here: Any = [steps[k] for k in numbers]
     if run is not run_plainly:
-      here = _groups(here, call, [kept[k] or NOTHING for k in numbers], rows)
+      here = _sequence(here, call, [kept[k] or NOTHING for k in numbers], rows)
     found.append(Segment(run, here, steps[numbers[-1]].unit))
   return found
 
 
-def _groups(steps: Sequence[Step], call: Call, kept: Sequence[Keep], rows: dict[int, str]) -> list[Group]:
-  """Steps of a segment as loops, where their units are in a row, the others unrolled."""
-  groups: list[Group] = []
+def _sequence(steps: Sequence[Step], call: Call, kept: Sequence[Keep], rows: dict[int, str]) -> StepSequence:
+  """The steps of a segment, where their units are in a row as loops."""
+  found: list[Any] = []
   for row, ks in groupby(range(len(steps)), lambda k: rows.get(steps[k].unit)):
     loops = row is not None
     here = [StatelessStep(steps[k], call, kept[k], loops, is_first=k == 0 and not loops) for k in ks]
-    units = [Unrolled(list(unit)) for _, unit in groupby(here, lambda step: step.step.unit)]
-    groups.append(Loop(units) if loops else Unrolled(here))
-  return groups
+    units = [StepSequence(list(unit)) for _, unit in groupby(here, lambda step: step.step.unit)]
+    found += [Loop(units)] if loops else here
+  return StepSequence(found)
 
 
 def _rows(steps: Sequence[Step]) -> dict[int, str]:
@@ -93,51 +87,32 @@ def _rows(steps: Sequence[Step]) -> dict[int, str]:
 
 
 def run_rebuilding(
-  groups: Sequence[Group], streams: Streams, masks: list[Mask], call: Call
+  steps: StepSequence, streams: Streams, masks: list[Mask], call: Call
 ) -> tuple[Streams, list[Mask]]:
-  """A segment that stores its outputs alone, and what steps keep.
-
-  Raises:
-    ValueError: groups share a state that changes.
-  """
-  weights, states = map(list, zip(*(group.values() for group in groups), strict=True))
+  """A segment that stores its outputs alone, and what steps keep."""
+  weights, states = steps.values()
   boundary = Boundary((streams, Given(weights, call.context)))
   streams, given = boundary.given
-  assigned: list[tuple[Any, tf.Tensor]] = []
-  residuals = []
-  for k, group in enumerate(groups):
-    streams, masks, updates, residual = group.forward(given.of(k), states[k], streams, masks)
-    assigned += group.new_values(updates)
-    residuals.append(residual)
-  times = Counter(id(variable) for variable, _ in assigned)
-  for v, _ in assigned:
-    if times[id(v)] > 1:
-      raise ValueError(
-        f"loop=True needs functions whose states are their own, but several share {v.path!r}; use loop=False"
-      )
+  streams, masks, changed, residuals = steps.run(given, states, streams, masks)
 
   def backward(outputs: Streams, d_outputs: Streams, given: Given) -> tuple[Streams, Given]:
-    streams, d_streams = wait_for(d_outputs, outputs), d_outputs  # Rule 1.
-    d = Given([], [None] * len(given.context))
-    for k, group in reversed([*enumerate(groups)]):
-      streams, d_streams, here = group.undo(given.of(k), streams, d_streams, residuals[k])
-      d = Given([here.weights, *d.weights], sums(d.context, here.context))
-    return d_streams, d
+    streams = wait_for(d_outputs, outputs)  # Rule 1.
+    _, d_streams, d_given = steps.undo(given, streams, d_outputs, residuals)
+    return d_streams, d_given
 
   outputs = boundary.leave_without_storing(call.name, streams, given, backward)
-  for variable, value in assigned:
+  for variable, value in changed:
     variable.assign(value)
   return outputs, masks
 
 
 def run_stored(
-  groups: Sequence[Group], streams: Streams, masks: list[Mask], call: Call
+  steps: StepSequence, streams: Streams, masks: list[Mask], call: Call
 ) -> tuple[Streams, list[Mask]]:
-  """A segment, of one group, that is backpropagated ordinarily."""
-  (group,) = groups
-  weights, states = group.values()
+  """A segment that is backpropagated ordinarily."""
+  weights, states = steps.values()
   streams, weights = released_together(streams, weights)  # Rule 5.
-  streams, masks, updates, _ = group.forward(Given(weights, call.context), states, streams, masks)
-  for variable, value in group.new_values(updates):
+  streams, masks, changed, _ = steps.run(Given(weights, call.context), states, streams, masks)
+  for variable, value in changed:
     variable.assign(value)
   return streams, masks

@@ -16,10 +16,10 @@ from resnet.reversible.plain import Step, Streams
 
 
 class Given(NamedTuple):
-  """The values that a step, or a group of steps, is computed with, for which gradients are wanted; or these.
+  """The values, beside the streams, that gradients are wanted for. Their gradients have the same structure.
 
   Attributes:
-    weights: of its layers; of a group a list for each step.
+    weights: of a step's layers; of several steps an entry for each.
     context: the float tensors among the arguments of the call. A gradient is None if nothing depends on one.
   """
 
@@ -27,7 +27,7 @@ class Given(NamedTuple):
   context: list
 
   def of(self, step: int) -> "Given":
-    """Those of a step of a group."""
+    """Those of one of several steps."""
     return Given(self.weights[step], self.context)
 
 
@@ -45,6 +45,9 @@ class Residuals(NamedTuple):
   mask: Mask = None
   saved: Sequence[Saved] = ()
   before: dict[int, tf.Tensor] | None = None
+
+
+Latest = dict[int, tuple[Any, tf.Tensor]]  # By its id a variable that has changed, and its new value
 
 
 def sums(one: list[tf.Tensor | None], other: list[tf.Tensor | None]) -> list:
@@ -76,10 +79,28 @@ class StatelessStep:
     self._kinds = (*statistics, ACTIVATIONS) if keep.outputs else statistics
     self.layers = StatelessLayers(step.layers, step.name, self._kinds, call.handed_on)
 
+  def values(self) -> tuple[list, list]:
+    """(weights, state): the values that the variables have now."""
+    return self.layers.weights(), self.layers.state()
+
+  def sharing(self, state: list[tf.Tensor], latest: Latest) -> list[tf.Tensor]:
+    """The state of a layer that steps before share: as they left it.
+
+    Raises:
+      ValueError: they have assigned to a trained weight of this step.
+    """
+    for v in self.layers.trained:
+      if id(v) in latest:
+        raise ValueError(
+          f"{self.step.name} shares {v.path!r}, a trained weight that is assigned to, with a function before it; "
+          "use backward=Store()"
+        )
+    return [latest.get(id(v), (v, value))[1] for v, value in zip(self.layers.untrained, state, strict=True)]
+
   def run(
     self, given: Given, state: list[tf.Tensor], streams: Streams, masks: list[Mask]
-  ) -> tuple[Streams, list[Mask], dict[int, tf.Tensor], Residuals]:
-    """Forward: (the streams after the step, their masks, new values of variables by index, residuals).
+  ) -> tuple[Streams, list[Mask], list[tuple[Any, tf.Tensor]], Residuals]:
+    """Forward: (the streams after the step, their masks, variables with their new values, residuals).
 
     Raises:
       ValueError: it cannot be repeated, see inspection.py.
@@ -98,7 +119,8 @@ class StatelessStep:
         after = step.couple(streams, parts)
     before = unlinked({k: streams[k] for k in step.targets}) if self._keeps_streams else None
     residuals = Residuals(state, mask, evaluation.saved, before)
-    return after, step.masks_after(masks, of_change), evaluation.updates, residuals
+    changed = [(self.layers.variables[i], value) for i, value in evaluation.updates.items()]
+    return after, step.masks_after(masks, of_change), changed, residuals
 
   def rebuild(self, given: Given, streams: Streams, residuals: Residuals, inverts: bool = False) -> Streams:
     """The streams before the step, from those after it; with `inverts` by nothing but the inverse."""
@@ -145,46 +167,32 @@ class StatelessStep:
     return streams, d_streams, Given(d_weights, d_context)
 
 
-class Unrolled:
-  """A group of steps that run one after the other."""
+class StepSequence:
+  """Steps and loops (`Loop`, which has the methods of a step) that run one after the other."""
 
-  def __init__(self, steps: Sequence[StatelessStep]):
+  def __init__(self, steps: Sequence[Any]):
     self.steps = steps
 
   def values(self) -> tuple[list, list]:
-    """(weights, states): the values that the steps' variables have now, a list for each step."""
-    return [step.layers.weights() for step in self.steps], [step.layers.state() for step in self.steps]
+    """(weights, states): those of each step."""
+    weights, states = zip(*(step.values() for step in self.steps), strict=True)
+    return [*weights], [*states]
 
-  def forward(
+  def run(
     self, given: Given, states: list, streams: Streams, masks: list[Mask]
-  ) -> tuple[Streams, list[Mask], dict, list[Residuals]]:
-    """((y1, y2), their masks, new values of changed variables, what `undo` needs).
-
-    New values are by (k, i), for variable i of step k.
-
-    A layer that several steps share sees the state as the step before left it.
-
-    Raises:
-      ValueError: steps share a trained weight that the first of them assigns to.
-    """
-    latest: dict[int, tf.Tensor] = {}  # by the id of the variable
-    updates: dict[tuple[int, int], tf.Tensor] = {}
+  ) -> tuple[Streams, list[Mask], list[tuple[Any, tf.Tensor]], list]:
+    """Forward: ((y1, y2), their masks, variables with their new values, what `undo` needs)."""
+    latest: Latest = {}
     residuals = []
-    for k, (step, state) in enumerate(zip(self.steps, states, strict=True)):
-      for v in step.layers.trained:
-        if id(v) in latest:
-          raise ValueError(
-            f"{step.step.name} shares {v.path!r}, a trained weight that is assigned to; use backward=Store()"
-          )
-      state = [latest.get(id(v), value) for v, value in zip(step.layers.untrained, state, strict=True)]
+    for k, step in enumerate(self.steps):
+      state = step.sharing(states[k], latest)
       streams, masks, changed, residual = step.run(given.of(k), state, streams, masks)
-      for i, value in changed.items():
-        latest[id(step.layers.variables[i])] = updates[k, i] = value
+      latest |= {id(v): (v, value) for v, value in changed}
       residuals.append(residual)
-    return streams, masks, updates, residuals
+    return streams, masks, [*latest.values()], residuals
 
   def undo(
-    self, given: Given, streams: Streams, d_streams: Streams, residuals: Sequence[Residuals]
+    self, given: Given, streams: Streams, d_streams: Streams, residuals: Sequence[Any]
   ) -> tuple[Streams, Streams, Given]:
     """Backward, from (y1, y2) and their gradients: ((x1, x2), their gradients, those of `given`)."""
     d = Given([], [None] * len(given.context))
@@ -201,8 +209,3 @@ class Unrolled:
     for k, step in reversed([*enumerate(self.steps)]):
       streams = step.rebuild(given.of(k), streams, residuals[k], inverts)
     return streams
-
-  def new_values(self, updates: dict) -> list[tuple[Any, tf.Tensor]]:
-    """(variable, its new value), a variable once for each time that it is to be assigned."""
-    latest = {id(self.steps[k].layers.variables[i]): (k, i) for k, i in sorted(updates)}
-    return [(self.steps[k].layers.variables[i], updates[k, i]) for k, i in latest.values()]
