@@ -12,7 +12,7 @@ from parity_cases import FOLDER, case_config, restored
 from resnet.configs import get_config
 from resnet.experiments.experiment import Experiment
 from resnet.models import get_model
-from resnet.reversible import ordinary_backprop
+from resnet.reversible import ReversibleChain, ordinary_backprop
 from resnet.trained import pretrained_model
 from resnet.training.checkpoint import Checkpoints
 from resnet.utils.errors import UserError
@@ -131,7 +131,8 @@ def test_parts_can_be_saved(name, tmp_path):
   if "revnet" in name:
     streams = keras.ops.split(x, 2, axis=-1)
     streams = network.get_layer("unit_1_0")(streams)
-    second_stage = network.reversible_chain.part(len(network.stages[0]), len(network.reversible_chain.units))
+    chain, first = network.reversible_chain, len(network.stages[0])
+    second_stage = ReversibleChain(chain.units[first:], chain.couplings[2 * first :])
     streams = second_stage(network.get_layer("unit_1_1")(streams))
     x = keras.ops.concatenate(streams, axis=-1)
   else:

@@ -1,4 +1,4 @@
-"""The streams after some units of a chain, and the chains of a part of the units."""
+"""The streams after some units of a chain, and chains of some of its units."""
 
 import itertools
 
@@ -130,16 +130,15 @@ def test_f_and_g_of_a_unit_in_segments_of_their_own(stored):
 
 
 @pytest.mark.parametrize("backward", BACKWARD)
-def test_parts_one_after_the_other_are_the_whole(backward):
+def test_chains_of_its_units_one_after_the_other_are_the_whole(backward):
   chain, streams = make_chain(BACKWARD[backward])
   state = values(chain.non_trainable_variables)
-  cuts = [0, 1, 4, 5, 7]  # Among them a part that is the Swap alone.
+  cuts = [(0, 0), (1, 2), (4, 8), (5, 8), (7, 12)]  # Units and couplings; among them the Swap alone.
 
   def by_parts(streams):
-    for first, last in itertools.pairwise(cuts):
-      part = chain.part(first, last)
-      assert part.backward == chain.backward
-      streams = part(streams, training=True)
+    for (first, coupling), (last, next_coupling) in itertools.pairwise(cuts):
+      units, couplings = chain.units[first:last], chain.couplings[coupling:next_coupling]
+      streams = ReversibleChain(units, couplings, chain.backward, dtype="float64")(streams, training=True)
     return streams
 
   ours = run_from(state, chain, streams, by_parts, lambda f: f)

@@ -199,13 +199,6 @@ def test_units_whose_streams_are_asked_for_must_be_there(units):
     chain.intermediates([tf.ones([3, 4])] * 2, units)
 
 
-@pytest.mark.parametrize(("first", "last"), [(2, 2), (3, 1), (0, 99), (-2, 3)])
-def test_parts_must_have_units(first, last):
-  chain = ReversibleChain([(layers.Dense(4), layers.Dense(4)) for _ in range(3)])
-  with pytest.raises(ValueError, match="part needs 0 <= first < last <= 3, got"):
-    chain.part(first, last)
-
-
 def test_a_chain_that_rebuilds_nothing_has_no_error():
   shortcuts = [Shortcut(layers.Dense(4)) for _ in "FG"]
   chain = ReversibleChain([(layers.Dense(4), layers.Dense(4))], coupling=shortcuts)

@@ -116,7 +116,7 @@ def test_couplings_of_each_function_are_used_as_they_are_and_saved():
   scaled = [Scaled(0.5), Additive(), Scaled(2.0), Additive()]
   pairs = [[keras.layers.Dense(4) for _ in "FG"] for _ in range(2)]
   assert ReversibleChain(pairs, coupling=scaled).couplings == scaled
-  with pytest.raises(ValueError, match="or a list of 4; got"):
+  with pytest.raises(ValueError, match="or a list of one for each of the 4 functions"):
     ReversibleChain(pairs, coupling=scaled[:3])
 
 

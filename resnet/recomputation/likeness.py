@@ -1,4 +1,4 @@
-"""Which steps are alike: they differ in the values of their variables alone."""
+"""Which layers are alike: they differ in the values of their variables alone."""
 
 import re
 from collections.abc import Sequence

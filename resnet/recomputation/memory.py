@@ -1,4 +1,4 @@
-"""What reversibility saves in a network: the peak memory of a training step, with it and without."""
+"""What recomputation saves in a network: the peak memory of a training step, with it and without."""
 
 import concurrent.futures
 import dataclasses

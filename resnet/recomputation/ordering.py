@@ -1,4 +1,6 @@
-"""What waits for what in the backward pass. Nothing else in this package orders operations.
+"""What waits for what in the backward pass. Nothing else in the engine orders operations.
+
+Rules 1 and 6 are of recomputed layers, too, the others of reversible chains, whose steps change streams.
 
 In a graph an operation runs as soon as its inputs are there. Rebuilding a stream needs no gradient, so all
 units would be rebuilt before the first gradient is taken, and all activations be there at once after all. So
@@ -8,8 +10,8 @@ units would be rebuilt before the first gradient is taken, and all activations b
    only one step's activations are there at a time;
 3. the gradients of a step are not taken before the stream that it changed is rebuilt, which frees what it is
    rebuilt from;
-4. what was saved for a step (streams, outputs, statistics, state) is not used before rule 2 lets the step be
-   undone, since its recomputation may need nothing else;
+4. what was saved for a step (streams, outputs, statistics) is not used before rule 2 lets the step be undone,
+   since its recomputation may need nothing else;
 5. in units whose activations are stored, the gradients of the streams wait for those of all weights: what comes
    before is undone when their activations are freed;
 6. a layer whose output was kept is recomputed when the gradient of its output is there.

@@ -15,7 +15,7 @@ The ideas of this package, in reading order, each with the module that has it:
 - plan: `ActivationPlan`, what each step is to `Keep`, from the costs of its traced undoing.
 - checks: what is refused early.
 
-Below it is resnet.recomputation, which runs Keras layers a second time and knows nothing of reversibility. What
+Below it is resnet.recomputation, which runs Keras layers a second time and imports nothing from here. What
 users need of it is imported from here, too.
 """
 

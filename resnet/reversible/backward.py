@@ -10,7 +10,7 @@ import keras
 class Backward:
   """`Store` or `Rebuild`. Outputs, gradients and updates are the same by both."""
 
-  keep: str | float = "all"
+  keep: str | float = "all"  # Without arguments, as `Store` is.
   loop: bool = False
 
   def get_config(self) -> dict[str, Any]:

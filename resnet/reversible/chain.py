@@ -184,19 +184,6 @@ class ReversibleChain(keras.layers.Layer):
         found[segment.unit] = (with_mask(streams[0], masks[0]), with_mask(streams[1], masks[1]))
     return [found[unit] for unit in units]
 
-  def part(self, first: int, last: int) -> "ReversibleChain":
-    """The chain of the units from number `first` to before `last`, which are units of both, with their weights.
-
-    Raises:
-      ValueError: there are no such units.
-    """
-    if not 0 <= first < last <= len(self.units):
-      raise ValueError(f"part needs 0 <= first < last <= {len(self.units)}, got {first!r} and {last!r}")
-    steps = [step for step in self._steps() if first <= step.unit < last and isinstance(step, CouplingStep)]
-    couplings, policy = [step.coupling for step in steps], self.dtype_policy
-    units = self.units[first:last]
-    return ReversibleChain(units, couplings, self.backward, self.log_det, self.grid_bits, dtype=policy)
-
   @tf.autograph.experimental.do_not_convert
   def adapt(self, inputs: Inputs, training: bool = False, mask: Any = None, **kwargs: Any) -> None:
     """Adapts each invertible layer that has `adapt`, such as `ActNorm`, to the streams that come to it.
@@ -213,7 +200,7 @@ class ReversibleChain(keras.layers.Layer):
   def inverse(
     self, outputs: Inputs, training: bool = False, mask: Any = None, **kwargs: Any
   ) -> tuple[tf.Tensor, ...]:
-    """The inputs that give `outputs`, rebuilt. Assigns nothing.
+    """The inputs that give `outputs` (in an exact chain, these on the grid), rebuilt. Assigns nothing.
 
     Takes the arguments of the call that it undoes, mask among them: the masks of the inputs, for which those
     that `outputs` carry are taken if it is not given. What layers save is computed again. Functions that draw
@@ -362,8 +349,7 @@ class ReversibleChain(keras.layers.Layer):
 
   @classmethod
   def from_config(cls, config: dict[str, Any]) -> "ReversibleChain":
-    names = ("name", "trainable", "dtype", "log_det", "grid_bits")
-    fields = {name: config[name] for name in names if name in config}
+    fields = {k: v for k, v in config.items() if k in ("name", "trainable", "dtype", "log_det", "grid_bits")}
     # Models of version 0.1 have pairs in place of units, and name no coupling.
     units, coupling, backward = (
       keras.saving.deserialize_keras_object(config.get(name))

@@ -19,7 +19,8 @@ def require_units(units: Any, invertible: type) -> None:
     for name, layer in zip("FG", unit, strict=True):
       if not isinstance(layer, keras.layers.Layer):
         raise ValueError(
-          f"{name} of unit {number} must be a Keras layer, got {layer!r}; see keras.layers.Lambda"
+          f"{name} of unit {number} must be a Keras layer, got {layer!r}; keras.layers.Lambda makes one of a "
+          "function"
         )
 
 
@@ -47,11 +48,12 @@ def require_masks(name: str, mask: Any) -> Sequence[Any] | None:
 
 def require_pair(name: str, shapes: Any) -> list:
   """`shapes`, if they are those of two streams, and not of one tensor, say; otherwise raises ValueError."""
-  sizes = list(shapes) if isinstance(shapes, list | tuple | tf.TensorShape) else []
+  is_list = isinstance(shapes, list | tuple | tf.TensorShape)
+  sizes = list(shapes) if is_list else []
   if len(sizes) == 2 and all(isinstance(size, list | tuple | tf.TensorShape) for size in sizes):
     return sizes
   single = all(size is None or isinstance(size, int) for size in sizes)
-  got = repr(shapes) if not sizes else f"a tensor of shape {(*sizes,)}" if single else f"{len(sizes)} inputs"
+  got = f"{len(sizes)} inputs" if not single else f"a tensor of shape {(*sizes,)}" if is_list else repr(shapes)
   raise ValueError(f"{name} takes two streams, (x1, x2), got {got}; halve a tensor by tf.split(x, 2, axis=-1)")
 
 

@@ -17,8 +17,8 @@ class Coupling(keras.layers.Layer):
   """`y = couple(x, *parts(change))`, and `x = uncouple(y, *parts(change))`.
 
   `change` is the output of F or G; x and y are the stream before and after the change. In a chain every
-  function has a coupling of its own, made from `get_config`. Variables are made in `build`, by
-  `add_weight(..., autocast=False)`.
+  function has a coupling of its own, made from `get_config`. Variables are made in `build(input_shape)`, for
+  the shape of the stream, by `add_weight(..., autocast=False)`.
 
   Attributes:
     exact: whether `couple` only adds to the stream or negates it, so that `uncouple` undoes it to the last bit
@@ -45,9 +45,6 @@ class Coupling(keras.layers.Layer):
 
   exact = False
   invertible = True
-
-  def build(self, input_shape: Any) -> None:
-    """Makes the variables. `input_shape` is the shape of the stream."""
 
   def changed_shape(self, shape: tuple) -> tuple:
     """The shape of y, and of each of the parts, for x of a shape."""
@@ -247,7 +244,10 @@ def couplings_of(coupling: Any, count: int) -> list[Coupling]:
   given = (given, given) if isinstance(given, Coupling) else given
   fits = isinstance(given, tuple | list) and len(given) == (2 if isinstance(given, tuple) else count)
   if not fits or not all(isinstance(one, Coupling) for one in given):
-    raise ValueError(f"coupling must be a Coupling, or a tuple of two, or a list of {count}; got {coupling!r}")
+    raise ValueError(
+      "coupling must be a Coupling, or a tuple of two, for the Fs and for the Gs, or a list of one for each of "
+      f"the {count} functions; got {coupling!r}"
+    )
   if isinstance(given, list):
     return given
   return [

@@ -28,6 +28,7 @@ class Invertible(keras.layers.Layer):
 
   Attributes:
     exact: whether the layer only moves numbers, or negates them, so that `inverse` undoes it to the last bit.
+    invertible: True, as that of couplings that can be undone.
 
   Raises:
     NotImplementedError: a call of what the layer does not have.
@@ -77,12 +78,6 @@ class Invertible(keras.layers.Layer):
   def compute_output_shape(self, input_shape: Any) -> Any:
     dtype = stream_dtype([], self.variable_dtype).name
     return [y.shape for y in self([keras.KerasTensor(shape, dtype) for shape in input_shape])]
-
-  def two_streams(self, name: str, given: Any, dtype: tf.DType) -> Streams:
-    """What a method of the layer gave, for its name in errors, if it is two streams."""
-    if not isinstance(given, list | tuple) or len(given) != 2:
-      raise ValueError(f"{name} must give two streams, got {given!r}")
-    return [tf.cast(stream, dtype) for stream in given]
 
   def _widened(self, streams: Streams) -> Streams:
     """The streams in the dtype of the widest of them, variables and float32. Builds the layer if need be."""
@@ -205,3 +200,10 @@ def at_each_position(x: tf.Tensor, value: float | tf.Tensor) -> tf.Tensor:
   """`value` times the positions of an example: [N]."""
   positions = tf.cast(tf.reduce_prod(tf.shape(x)[1:-1]), x.dtype)
   return tf.fill(tf.shape(x)[:1], positions * tf.cast(value, x.dtype))
+
+
+def two_streams(name: str, given: Any, dtype: tf.DType) -> list[tf.Tensor]:
+  """`given`, what the method `name` of a layer gave, if it is two streams; otherwise raises ValueError."""
+  if not isinstance(given, list | tuple) or len(given) != 2:
+    raise ValueError(f"{name} must give two streams, got {given!r}")
+  return [tf.cast(stream, dtype) for stream in given]

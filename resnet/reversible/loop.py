@@ -9,7 +9,7 @@ import tensorflow as tf
 from resnet.recomputation.custom_vjp import Tensors
 from resnet.recomputation.masks import Mask
 from resnet.reversible.plain import Streams
-from resnet.reversible.step import Given, Latest, Residuals, StepSequence, sums
+from resnet.reversible.step import Given, Residuals, StepSequence, sums
 
 # (k, i): tensor i of step k of a unit, or its mask (i = -1), for one unit or stacked.
 Entries = dict[Any, tf.Tensor]
@@ -35,25 +35,22 @@ class Loop:
     )
     return weights, states
 
-  def sharing(self, state: list, latest: Latest) -> list:
+  def sharing(self, state: list, latest: dict) -> list:
     _refuse_shared([v for v, _ in latest.values() if id(v) in self._times])
     return state
 
   def run(
     self, given: Given, state: list, streams: Streams, masks: list[Mask]
   ) -> tuple[Streams, list[Mask], list[tuple[Any, tf.Tensor]], list[Residuals]]:
-    masked = [mask is not None for mask in masks]
-    variables = {
-      (k, i): v for k, step in enumerate(self._unit.steps) for i, v in enumerate(step.layers.variables)
-    }
-    places = {id(v): place for place, v in variables.items()}
+    masked, steps = [mask is not None for mask in masks], self._unit.steps
+    places = {id(v): (k, i) for k, step in enumerate(steps) for i, v in enumerate(step.layers.variables)}
 
     def run(index: tf.Tensor, carried: Tensors) -> tuple[Tensors, Entries]:
       streams, present = carried
       here, before = Given(_entry(given.weights, index), given.context), [present.get(k) for k in (0, 1)]
       streams, after, changed, residuals = self._unit.run(here, _entry(state, index), streams, before)
       if [mask is not None for mask in after] != masked:
-        names = " and ".join(step.step.name for step in self._unit.steps)
+        names = " and ".join(step.step.name for step in steps)
         raise ValueError(
           f"loop=True needs units that hand Keras' masks on, but behind {names} the streams carry "
           f"{_names(after)}, before it {_names(before)}; set supports_masking = True in them, or loop=False"
@@ -61,8 +58,8 @@ class Loop:
       taken = {(k, -1): r.mask for k, r in enumerate(residuals) if r.mask is not None}
       return (streams, _present(after)), {places[id(v)]: value for v, value in changed} | taken
 
-    like = {place: (v.dtype, tuple(v.shape)) for place, v in variables.items()}
-    for k, step in enumerate(self._unit.steps):
+    like = _like([[*values, *weights] for values, weights in zip(state, given.weights, strict=True)])
+    for k, step in enumerate(steps):
       if (mask := masks[step.step.source]) is not None:
         like[k, -1] = (mask.dtype, mask.shape)
     carried = (list(streams), _present(masks))

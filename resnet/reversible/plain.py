@@ -8,6 +8,7 @@ Chains with backward=Store() are this. The others run the same steps as function
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,9 +20,9 @@ from resnet.recomputation.building import build_layer
 from resnet.recomputation.custom_vjp import custom_vjp
 from resnet.recomputation.masks import Mask, mask_of_sum, with_mask
 from resnet.recomputation.private_apis import handing_on, keras_mask, symbolic_outputs
-from resnet.reversible.checks import require_parts, require_shapes
+from resnet.reversible.checks import require_parts, require_shapes, stream_dtype
 from resnet.reversible.coupling import Coupling
-from resnet.reversible.invertible import Invertible
+from resnet.reversible.invertible import Invertible, two_streams
 
 Streams = list[tf.Tensor]  # x1 and x2, and the sum of log_det [N] so far where it is wanted
 
@@ -70,7 +71,7 @@ class CouplingStep:
     if not self.coupling.built:
       self.coupling.build(target)
     if outputs is not None:
-      require_parts(self.name, self.coupling, parts := symbolic_outputs(self.coupling.parts, outputs))
+      parts = symbolic_outputs(functools.partial(self._parts, dtype=stream_dtype([], dtype)), outputs)
       require_shapes(self.name, parts, self.coupling.changed_shape(target))
 
   def shapes_after(self, shapes: list) -> list:
@@ -78,6 +79,16 @@ class CouplingStep:
     (target,), shapes = self.targets, list(shapes)
     shapes[target] = self.coupling.changed_shape(shapes[target])
     return shapes
+
+  def _parts(self, change: Any, dtype: tf.DType) -> list[tf.Tensor]:
+    """What the coupling makes of the function's output, computed as precisely as the stream, of this dtype."""
+    wide = tf.nest.map_structure(lambda x: tf.cast(x, dtype) if is_float(x) else x, change)
+    try:
+      parts = [*self.coupling.parts(wide)]
+    except (TypeError, ValueError, AttributeError) as error:
+      raise ValueError(f"{self.name} gives {change!r}, which its coupling cannot take: {error}") from error
+    require_parts(self.name, self.coupling, parts)
+    return [on_grid(tf.cast(part, dtype), self.grid_bits) for part in parts]
 
   def change(self, streams: Streams, mask: Mask, arguments: dict[str, Any]) -> tuple[list[tf.Tensor], Mask]:
     """What the function makes of its stream: the parts for the coupling, and the Keras mask that they carry.
@@ -89,11 +100,7 @@ class CouplingStep:
     """
     target, source = streams[1 - self.source], streams[self.source]
     change = self.layer(with_mask(source, mask), **arguments)
-    # As precise as the stream before the coupling computes with it.
-    wide = tf.nest.map_structure(lambda x: tf.cast(x, target.dtype) if is_float(x) else x, change)
-    parts = [*self.coupling.parts(wide)]
-    require_parts(self.name, self.coupling, parts)
-    parts = [on_grid(tf.cast(part, target.dtype), self.grid_bits) for part in parts]
+    parts = self._parts(change, target.dtype)
     return parts, mask_of_sum([keras_mask(part) for part in tf.nest.flatten(change)])
 
   def couple(self, streams: Streams, parts: Sequence[tf.Tensor]) -> Streams:
@@ -120,7 +127,10 @@ class CouplingStep:
 
 @dataclasses.dataclass(frozen=True)
 class InvertibleStep:
-  """An `Invertible` layer, which changes both streams. Attributes and methods mean what `CouplingStep`'s do."""
+  """An `Invertible` layer, which changes both streams. Attributes and methods mean what `CouplingStep`'s do.
+
+  On a grid its streams are there already, and it only moves or negates them.
+  """
 
   unit: int
   name: str
@@ -145,12 +155,12 @@ class InvertibleStep:
 
   def couple(self, streams: Streams, parts: Sequence[tf.Tensor]) -> Streams:
     totals = [total + self.layer.log_det(streams[:2]) for total in streams[2:]]
-    after = self.layer(streams[:2])
-    return [*self.layer.two_streams(f"{self.name}: its call", after, streams[0].dtype), *totals]
+    after = two_streams(f"{self.name}: its call", self.layer(streams[:2]), streams[0].dtype)
+    return [*after, *totals]
 
   def uncouple(self, streams: Streams, parts: Sequence[tf.Tensor]) -> Streams:
-    before = self.layer.inverse(streams[:2])
-    return [*self.layer.two_streams(f"{self.name}: its inverse", before, streams[0].dtype), *streams[2:]]
+    before = two_streams(f"{self.name}: its inverse", self.layer.inverse(streams[:2]), streams[0].dtype)
+    return [*before, *streams[2:]]
 
   def masks_after(self, masks: list[Mask], of_change: Mask) -> list[Mask]:
     carried = self.layer.supports_masking and any(mask is not None for mask in masks)

@@ -88,7 +88,7 @@ def make_plan(
   least = _peak([NOTHING] * len(steps), costs, after)
   most = AUTO * least if isinstance(budget, str) else budget / MARGIN
   kept = [EVERYTHING if budget == "all" else NOTHING] * len(steps)
-  choices = [set(cost) if chooses else set() for cost in costs]
+  choices = [[*cost] if chooses else [] for cost in costs]
   while upgrades := [
     (saved / more, k, choice)
     for k, cost in enumerate(costs)

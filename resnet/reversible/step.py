@@ -47,9 +47,6 @@ class Residuals(NamedTuple):
   before: dict[int, tf.Tensor] | None = None
 
 
-Latest = dict[int, tuple[Any, tf.Tensor]]  # By its id a variable that has changed, and its new value
-
-
 def sums(one: list[tf.Tensor | None], other: list[tf.Tensor | None]) -> list:
   """The sums of gradients, of which None is 0."""
   return [b if a is None else a if b is None else a + b for a, b in zip(one, other, strict=True)]
@@ -83,8 +80,8 @@ class StatelessStep:
     """(weights, state): the values that the variables have now."""
     return self.layers.weights(), self.layers.state()
 
-  def sharing(self, state: list[tf.Tensor], latest: Latest) -> list[tf.Tensor]:
-    """The state of a layer that steps before share: as they left it.
+  def sharing(self, state: list[tf.Tensor], latest: dict) -> list[tf.Tensor]:
+    """The state as steps before left it: (variable, its new value), by the variable's id.
 
     Raises:
       ValueError: they have assigned to a trained weight of this step.
@@ -92,8 +89,8 @@ class StatelessStep:
     for v in self.layers.trained:
       if id(v) in latest:
         raise ValueError(
-          f"{self.step.name} shares {v.path!r}, a trained weight that is assigned to, with a function before it; "
-          "use backward=Store()"
+          f"{self.step.name} shares {v.path!r}, a trained weight that is assigned to, with one before it; use "
+          "backward=Store()"
         )
     return [latest.get(id(v), (v, value))[1] for v, value in zip(self.layers.untrained, state, strict=True)]
 
@@ -140,6 +137,7 @@ class StatelessStep:
     its gradient goes to the other one.
     """
     step, (saved, before) = self.step, wait_for(streams, (residuals.saved, residuals.before))  # Rule 4.
+    shapes = [stream.shape for stream in streams]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
       streams, weights, context = watched(tape, (streams, *given))
       with self.layers.evaluation(weights, residuals.state, saved) as evaluation:
@@ -151,8 +149,8 @@ class StatelessStep:
         with evaluating(None):
           after = step.couple(streams, parts)
     for k in step.targets:
-      if not after[k].shape.is_compatible_with(shape := d_streams[k].shape):
-        raise ValueError(f"{step.name}: what its inverse gives becomes {after[k].shape}, not {shape} as it was")
+      if not after[k].shape.is_compatible_with(shapes[k]):
+        raise ValueError(f"{step.name}: what its inverse gives becomes {after[k].shape}, not {shapes[k]}")
     changed = [k for k, stream in enumerate(streams) if after[k] is not stream]
     d_after = [d_streams[k] for k in changed]
     if not (self._keeps_streams or self._is_first):
@@ -161,6 +159,7 @@ class StatelessStep:
       d_before, *d_given = tape.gradient([after[k] for k in changed], (streams, weights, context), d_after)
     # A stream that passes the step by has its gradient already, to which the function's is added.
     d_streams = sums([None if k in changed else d for k, d in enumerate(d_streams)], d_before)
+    d_streams = [tf.zeros_like(x) if d is None else d for x, d in zip(streams, d_streams, strict=True)]
     # Dense also for weights of which rows were taken.
     d_weights, d_context = ([d if d is None else tf.convert_to_tensor(d) for d in some] for some in d_given)
     d_weights = [tf.zeros_like(w) if d is None else d for w, d in zip(weights, d_weights, strict=True)]
@@ -182,7 +181,7 @@ class StepSequence:
     self, given: Given, states: list, streams: Streams, masks: list[Mask]
   ) -> tuple[Streams, list[Mask], list[tuple[Any, tf.Tensor]], list]:
     """Forward: ((y1, y2), their masks, variables with their new values, what `undo` needs)."""
-    latest: Latest = {}
+    latest: dict[int, tuple[Any, tf.Tensor]] = {}
     residuals = []
     for k, step in enumerate(self.steps):
       state = step.sharing(states[k], latest)
