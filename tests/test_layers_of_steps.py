@@ -181,6 +181,24 @@ class Three(Invertible):
     return [*streams, streams[0]]
 
 
+def test_a_wrong_inverse_is_refused_where_the_shape_of_gradients_is_not_known():
+  chain, given = ReversibleChain([(layers.Dense(4), layers.Dense(4)), Halving()]), tf.ones([3, 4])
+
+  @tf.custom_gradient
+  def unknown(x):
+    return x, lambda d: tf.compat.v1.placeholder_with_default(d, None)
+
+  @tf.function(autograph=False)
+  def gradient():
+    with tf.GradientTape() as tape:
+      tape.watch(given)
+      loss = tf.add_n([tf.reduce_sum(unknown(y)) for y in chain((given, given))])
+    return tape.gradient(loss, given)
+
+  with pytest.raises(ValueError, match="what its inverse gives becomes"):
+    gradient()
+
+
 def test_invertible_layers_that_give_what_no_streams_are_are_refused():
   chain, given = ReversibleChain([(layers.Dense(4), layers.Dense(4)), Halving()]), tf.ones([3, 4])
   with tf.GradientTape() as tape:

@@ -8,6 +8,7 @@ from helpers import assert_close, values
 
 from resnet.reversible import (
   Affine,
+  Coupling,
   InvertibleDense,
   Rebuild,
   Recompute,
@@ -252,6 +253,63 @@ def test_what_is_no_pair_of_streams_is_refused(call, message):
   chain = ReversibleChain([(keras.layers.Dense(4), keras.layers.Dense(4))])
   with pytest.raises(ValueError, match=message):
     call(chain)
+
+
+class Gated(Coupling):
+  """y = x + g F, with weights in what it makes of F's output."""
+
+  def build(self, input_shape):
+    self.g = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="g", autocast=False)
+
+  def parts(self, change):
+    return (tf.multiply(self.g, change) + tf.ones([4], self.g.dtype),)
+
+  def couple(self, x, change):
+    return x + change
+
+  def uncouple(self, y, change):
+    return y - change
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "float16", "float32", "float64"])
+def test_a_coupling_gets_the_function_s_output_as_precise_as_the_stream(dtype):
+  wide = "float64" if dtype == "float64" else "float32"
+  units = [(keras.layers.Dense(4, dtype=dtype), keras.layers.Dense(4, dtype=dtype))]
+  chain = ReversibleChain(units, coupling=Gated(dtype=wide), dtype=wide)
+  x = [keras.Input([4], dtype=wide) for _ in range(2)]
+  model = keras.Model(x, chain(x))
+  assert [y.dtype for y in model(random_streams(wide))] == [wide] * 2
+  assert len(model.trainable_variables) == 2 * 2 + 2
+
+
+@pytest.mark.parametrize("output", [lambda x: (x, x, x), lambda x: {"scale": x}], ids=["three", "dict"])
+def test_an_output_that_its_coupling_cannot_take_is_refused_when_built(output):
+  chain = ReversibleChain([(FromCall(output), keras.layers.Dense(8))], coupling=Affine())
+  with pytest.raises(ValueError, match="F of unit 0 .* gives .*, which its coupling cannot take: "):
+    chain.build([(None, 4), (None, 4)])
+
+
+class Replaced(Coupling):
+  """y = F."""
+
+  invertible = False
+
+  def couple(self, x, change):
+    return change
+
+
+def test_a_stream_that_nothing_depends_on_has_no_gradient():
+  functions = [(dense(), FromCall(tf.stop_gradient, dtype="float64")) for _ in "123"]
+  chain = ReversibleChain(functions, coupling=Replaced(), dtype="float64")
+  streams, found = random_streams(), []
+  for backward in (Store(), Rebuild()):
+    chain.backward = backward
+    with tf.GradientTape() as tape:
+      tape.watch(streams)
+      loss = tf.reduce_sum(chain(streams)[0] ** 2)
+    weights = [variable.value for variable in chain.trainable_variables]
+    found.append(tape.gradient(loss, [*streams, *weights], unconnected_gradients="zero"))
+  assert_close(*found, 1e-13)
 
 
 @pytest.mark.parametrize("width", [1, 3, 8])
