@@ -50,9 +50,9 @@ def segments(
   # The streams before a step that cannot be undone are kept in any case, so a segment may end there. The
   # gradients of its weights can then be used, and freed, when it is undone.
   ends = [a.invertible > b.invertible or (a.unit in cuts and a.unit < b.unit) for a, b in pairwise(steps)]
-  stretch = [*accumulate([0, *ends])]
+  piece = [*accumulate([0, *ends])]
   found = []
-  for (run, _), ks in groupby(range(len(steps)), lambda k: (runs[k], stretch[k])):
+  for (run, _), ks in groupby(range(len(steps)), lambda k: (runs[k], piece[k])):
     numbers = list(ks)
     here: Any = [steps[k] for k in numbers]
     if run is not run_plainly:

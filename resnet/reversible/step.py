@@ -81,7 +81,7 @@ class StatelessStep:
     return self.layers.weights(), self.layers.state()
 
   def sharing(self, state: list[tf.Tensor], latest: dict) -> list[tf.Tensor]:
-    """The state as steps before left it: (variable, its new value), by the variable's id.
+    """The state as steps before left it; `latest` has (variable, its new value) by the variable's id.
 
     Raises:
       ValueError: they have assigned to a trained weight of this step.
