@@ -323,7 +323,11 @@ def two_halves(tmp_path_factory):
 
 @pytest.mark.parametrize(("devices", "num_pass", "memory"), [(2, 1, "1.8MB"), (1, 2, "auto")])
 def test_replicas_and_passes_train_as_parts_of_the_batch(two_halves, tmp_path, devices, num_pass, memory):
-  strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(devices)])
+  # Without collectives: TensorFlow knows these by numbers that every strategy of a process counts from 100, and
+  # takes those of another test for the same.
+  strategy = tf.distribute.MirroredStrategy(
+    [f"CPU:{index}" for index in range(devices)], cross_device_ops=tf.distribute.ReductionToOneDevice()
+  )
   config = dataclasses.replace(DEEPER, max_train_iter=3, activation_memory=memory, num_pass=num_pass)
   experiment, _ = run(tmp_path, "e", config=config, strategy=strategy)
   model, optimizer = built(config)
