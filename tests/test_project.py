@@ -1,6 +1,8 @@
 """What the project says of itself in several places agrees."""
 
 import re
+import subprocess
+import sys
 
 import yaml
 from helpers import ROOT
@@ -36,6 +38,12 @@ def test_workflows_run_what_ci_runs():
     if "run" in step
   ]
   assert set(steps) == set(re.findall(r"^(?:\./|tests/)\w+\.sh$", text_of(".ci", "run"), re.MULTILINE))
+
+
+def test_the_quick_check_finds_its_tests():
+  command = [sys.executable, "-m", "pytest", "--collect-only", "@tests/quick.txt"]
+  process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert process.returncode == 0, process.stdout
 
 
 def test_the_quick_check_touches_every_package():
