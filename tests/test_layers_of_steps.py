@@ -17,6 +17,7 @@ from resnet.reversible import (
   SpaceToDepth,
   Store,
   Swap,
+  replayed,
 )
 
 
@@ -52,9 +53,9 @@ class Normalising(Invertible):
 
   def __init__(self):
     super().__init__(dtype="float64")
-    self.norm = layers.BatchNormalization(dtype="float64")
 
   def build(self, input_shape):
+    self.norm = layers.BatchNormalization(dtype="float64")
     self.norm.build(input_shape[1])
 
   def call(self, streams):
@@ -62,6 +63,20 @@ class Normalising(Invertible):
 
   def inverse(self, streams):
     return [streams[0] - self.norm(streams[1]), streams[1]]
+
+
+class Rescaling(Normalising):
+  """x1 plus x2 over its root mean square, which the first run would keep for the second."""
+
+  def build(self, input_shape):
+    self.w = self.add_weight(shape=(), initializer="ones", autocast=False)
+
+  def norm(self, x):
+    def first(x):
+      scale = tf.stop_gradient(tf.norm(x))
+      return x / scale, scale
+
+    return self.w * replayed(self, first, lambda scale, x: (x / scale, lambda dy: dy / scale), x)[0]
 
 
 def with_shortcuts(make_layer):
@@ -74,6 +89,7 @@ CASES = {
   "dropout in a shortcut": lambda: with_shortcuts(lambda: layers.Dropout(0.5, seed=1, dtype="float64")),
   "random numbers in an invertible layer": lambda: ([(dense(), dense()), Noisy(), (dense(), dense())], None),
   "batch norm in an invertible layer": lambda: ([(dense(), dense()), Normalising(), (dense(), dense())], None),
+  "`replayed` in an invertible layer": lambda: ([(dense(), dense()), Rescaling(), (dense(), dense())], None),
 }
 
 

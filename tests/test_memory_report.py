@@ -7,7 +7,7 @@ import tensorflow as tf
 from helpers import values
 
 from resnet.recomputation import memory
-from resnet.recomputation.ordinary import activations_are_stored
+from resnet.recomputation.contexts import activations_are_stored
 from resnet.reversible import Recompute, ReversibleChain, memory_report
 
 BATCH = 400

@@ -7,7 +7,7 @@ import tensorflow as tf
 from chains import Counted
 from helpers import assert_close, relative_difference, values
 
-from resnet.reversible import Recompute, recompute
+from resnet.reversible import Recompute, ReversibleChain, keep_output, ordinary_backprop, recompute
 
 
 def test_recompute_agrees_with_ordinary_backprop_and_keeps_one_update():
@@ -108,3 +108,64 @@ def test_weights_are_read_as_they_are_in_mixed_precision():
     keras.config.set_dtype_policy("float32")
   x = tf.random.stateless_normal([5, 3], [1, 2])
   np.testing.assert_array_equal(layer(x), layer.layer(x))
+
+
+class Bare(keras.layers.Layer):
+  """tanh(x W) in float32. Keras rounds W to bfloat16, but not in a call of another layer of mixed precision."""
+
+  def __init__(self):
+    super().__init__(autocast=False, dtype="mixed_bfloat16")
+
+  def build(self, input_shape):
+    self.w = self.add_weight(shape=(4, 4))
+
+  def call(self, x):
+    return tf.tanh(tf.cast(x, tf.float32) @ tf.cast(self.w, tf.float32))
+
+
+class Keeping(keras.layers.Layer):
+  """Keeps the output of a layer."""
+
+  def __init__(self, inner):
+    super().__init__(dtype="mixed_bfloat16")
+    self.inner = inner
+
+  def call(self, x, training=False):
+    return keep_output(self.inner, x, training)
+
+
+class Around(keras.layers.Layer):
+  """Calls a layer as `way` says, itself being of mixed precision."""
+
+  def __init__(self, inner, way):
+    super().__init__(dtype="mixed_bfloat16")
+    inner.build([None, 4])
+    self.inner, self.way = inner, way
+    if way == "chain":
+      self.inner = ReversibleChain([(inner, inner)])
+    elif way != "recompute":
+      self.inner = Recompute(Keeping(inner) if way == "keep_output" else inner, ["statistics", "activations"])
+
+  def call(self, x):
+    if self.way == "recompute":
+      return recompute(self.inner, x)
+    return tf.add_n(self.inner([x, x])) if self.way == "chain" else self.inner(x)
+
+
+@pytest.mark.parametrize("way", ["recompute", "Recompute", "keep_output", "chain"])
+@pytest.mark.parametrize(
+  "make", [lambda: keras.layers.Dense(4, "tanh", dtype="float32"), Bare], ids=["Dense", "Bare"]
+)
+def test_weights_are_as_precise_as_without_the_engine_in_a_layer_of_mixed_precision(make, way):
+  keras.utils.set_random_seed(1)
+  layer, x = Around(make(), way), tf.random.stateless_normal([5, 4], [1, 2])
+
+  def gradients():
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      y = layer(x)
+    return [y, *tape.gradient(y, [x, *layer.trainable_variables], x)]
+
+  with ordinary_backprop():
+    expected = gradients()
+  assert_close(gradients(), expected, 1e-6)

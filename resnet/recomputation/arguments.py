@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from resnet.recomputation.custom_vjp import local
 from resnet.recomputation.masks import with_mask
-from resnet.recomputation.private_apis import context_arguments, keras_mask
+from resnet.recomputation.private_apis import keras_mask, surroundings
 
 
 class Call:
@@ -24,7 +24,7 @@ class Call:
 
   Attributes:
     context: the float tensors in `arguments`, for which gradients are wanted.
-    handed_on: to layers that are called without: `training`, and what the layers around hand on.
+    surroundings: of the call, with its `training`.
     key: what the arguments are, but for the values of tensors.
 
   Raises:
@@ -41,7 +41,7 @@ class Call:
           f"{', '.join(map(repr, sorted(taken))) or 'no arguments'}"
         )
     self.name, self.training, self._arguments = name, training, arguments
-    self.handed_on = {**context_arguments(), "training": training}
+    self.surroundings = surroundings(training=training)
     self._leaves = [by_value(leaf) for leaf in tf.nest.flatten(arguments, expand_composites=True)]
     self._masks = [by_value(keras_mask(leaf)) for leaf in self._leaves]
     self.context = [leaf for leaf in self._leaves if is_float(leaf)]

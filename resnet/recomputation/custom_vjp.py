@@ -5,10 +5,9 @@
 - Nothing but the inputs has a gradient; what else a function may depend on is refused by inspection.py.
 """
 
-import contextlib
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -28,7 +27,8 @@ _PULLBACKS = "reversible_pullbacks"  # the attribute of graphs that has the grad
 _numbers = itertools.count()
 _ORDINARY = "use backward=Store() (in place of a Recompute: its layer) where they are needed"
 
-_boundaries: ContextVar[list | None] = ContextVar("boundaries", default=None)
+# If set, a list of what `mark_boundary` is called with.
+boundaries: ContextVar[list | None] = ContextVar("boundaries", default=None)
 
 
 class Boundary:
@@ -115,25 +115,14 @@ def custom_vjp(function: Callable, inputs: Tensors) -> Tensors:
   return boundary.leave(*function(boundary.given))
 
 
-@contextlib.contextmanager
-def boundaries() -> Iterator[list[tuple[list[tf.Tensor], list[tf.Tensor]]]]:
-  """A context that lists what `mark_boundary` is called with."""
-  found: list[tuple[list[tf.Tensor], list[tf.Tensor]]] = []
-  before = _boundaries.set(found)
-  try:
-    yield found
-  finally:
-    _boundaries.reset(before)
-
-
 def own_in_boundaries(tensors: Tensors) -> Tensors:
-  """`tensors`; in a context of `boundaries` copies, which differ from what is used from outside."""
-  return tensors if _boundaries.get() is None else fresh(tensors)
+  """`tensors`; where `boundaries` are listed copies, which differ from what is used from outside."""
+  return tensors if boundaries.get() is None else fresh(tensors)
 
 
 def mark_boundary(results: list[tf.Tensor], inputs: list[tf.Tensor]) -> None:
   """Lists in `boundaries` that the gradients of `results` go to `inputs` alone."""
-  if (found := _boundaries.get()) is not None:
+  if (found := boundaries.get()) is not None:
     found.append((results, inputs))
 
 

@@ -5,13 +5,13 @@ seen, in eager mode as well.
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Hashable, Iterator
-from contextvars import ContextVar
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import tensorflow as tf
 
+from resnet.recomputation.contexts import evaluates, setting
 from resnet.recomputation.custom_vjp import Tensors, boundaries
 from resnet.recomputation.private_apis import functions_called, number_of_results, scratch_graph, variable_name
 
@@ -27,17 +27,6 @@ _HARMLESS = ("ReadVariableOp", "ResourceGather", "VarIsInitializedOp", "Variable
 _WITHOUT_GRADIENT = ("StopGradient", "PreventGradient", "ZerosLike", "OnesLike")
 
 _fine: WeakKeyDictionary[Any, set[Hashable]] = WeakKeyDictionary()
-_within: ContextVar[bool] = ContextVar("within", default=False)
-
-
-@contextlib.contextmanager
-def inspected() -> Iterator[None]:
-  """A context of what has been inspected as part of something larger."""
-  before = _within.set(True)
-  try:
-    yield
-  finally:
-    _within.reset(before)
 
 
 def require_repeatable(
@@ -45,8 +34,8 @@ def require_repeatable(
 ) -> None:
   """Refuses a function that cannot be run twice, or whose gradient would be lost.
 
-  In eager mode a function is looked at once for each signature. Inside a function that is looked at itself,
-  nothing is done.
+  In eager mode a function is looked at once for each signature. Inside of a function that is looked at, or has
+  been, nothing is done.
 
   Args:
     name: of the function, for errors.
@@ -57,16 +46,16 @@ def require_repeatable(
   Raises:
     ValueError: what was found, and what to do.
   """
-  if _within.get():
+  if evaluates.get():
     return
   given = (weights, others, state)
   if tf.executing_eagerly():
     key = (key, str(tf.nest.map_structure(lambda tensor: (tensor.dtype, tensor.shape), given)))
     if key in _fine.get(owner, ()):
       return
-  with inspected(), scratch_graph() as graph:
+  with setting(evaluates, True), scratch_graph() as graph:
     placeholders = tf.nest.map_structure(lambda t: tf.compat.v1.placeholder(t.dtype, t.shape), given)
-    with boundaries() as found, _explained(name):
+    with setting(boundaries, []) as found, _explained(name):
       run(*placeholders)
     ops = list(_all_ops(graph))
     weights, others, state = (tf.nest.flatten(tensors) for tensors in placeholders)
@@ -74,8 +63,8 @@ def require_repeatable(
     _refuse_outside(name, graph)
     for op in ops:
       if op.node_def.attr["_gradient_op_type"].s.startswith(b"CustomGradient"):
-        results, arguments = _results_and_arguments(op)
-        _refuse_hidden(name, results, arguments, weights)
+        number = number_of_results(op)  # What it computed, and from what, are inputs of its op.
+        _refuse_hidden(name, op.inputs[:number], op.inputs[number:], weights)
     for results, arguments in found:
       _refuse_hidden(name, results, arguments, [*weights, *others])
   if tf.executing_eagerly():
@@ -137,9 +126,10 @@ def _refuse_ops(name: str, ops: Collection[tf.Operation]) -> None:
 
 def _refuse_outside(name: str, graph: tf.Graph) -> None:
   """Refuses variables and float tensors that are none of the arguments, but constants."""
-  for tensor, _ in graph.captures:
-    outside = _outermost(tensor)
-    if tensor.dtype == tf.resource:
+  for outside, _ in graph.captures:
+    while captured := _captured(outside):
+      (outside,) = captured
+    if outside.dtype == tf.resource:
       variable = variable_name(outside)
       if variable is not None:
         raise ValueError(
@@ -155,7 +145,7 @@ def _refuse_outside(name: str, graph: tf.Graph) -> None:
 
 
 def _refuse_hidden(
-  name: str, results: list[tf.Tensor], arguments: list[tf.Tensor], sources: list[tf.Tensor]
+  name: str, results: Sequence[tf.Tensor], arguments: Sequence[tf.Tensor], sources: Sequence[tf.Tensor]
 ) -> None:
   """Refuses a custom gradient whose results depend on one of `sources` otherwise than by its arguments."""
   seen = {id(tensor) for tensor in arguments}
@@ -168,10 +158,8 @@ def _refuse_hidden(
     seen.add(id(tensor))
     if id(tensor) in sought:
       raise ValueError(_hidden(name))
-    if tensor.op.type == "Placeholder":
-      todo += [outer for outer, inner in getattr(tensor.graph, "captures", ()) if inner is tensor]
-    elif tensor.op.type not in _WITHOUT_GRADIENT:
-      todo += tensor.op.inputs
+    if tensor.op.type not in _WITHOUT_GRADIENT:
+      todo += [*_captured(tensor), *tensor.op.inputs]
 
 
 def _carries_gradients(tensor: tf.Tensor) -> bool:
@@ -179,17 +167,8 @@ def _carries_gradients(tensor: tf.Tensor) -> bool:
   return tensor.dtype.is_floating or tensor.dtype.is_complex or tensor.dtype == tf.variant
 
 
-def _results_and_arguments(op: tf.Operation) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-  """What `tf.custom_gradient` computed, and from what: both are inputs of its op."""
-  inputs, number = list(op.inputs), number_of_results(op)
-  return inputs[:number], inputs[number:]
-
-
-def _outermost(tensor: tf.Tensor) -> tf.Tensor:
-  """The tensor of an outer graph or of eager mode that `tensor` is a placeholder of; otherwise `tensor`."""
-  while tf.is_symbolic_tensor(tensor) and tensor.op.type == "Placeholder":
-    outside = [outer for outer, inner in getattr(tensor.graph, "captures", ()) if inner is tensor]
-    if not outside:
-      break
-    (tensor,) = outside
-  return tensor
+def _captured(tensor: tf.Tensor) -> list[tf.Tensor]:
+  """The tensor of an outer graph or of eager mode that `tensor` is a placeholder of, if it is one."""
+  if not tf.is_symbolic_tensor(tensor) or tensor.op.type != "Placeholder":
+    return []
+  return [outer for outer, inner in getattr(tensor.graph, "captures", ()) if inner is tensor]

@@ -13,8 +13,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from resnet.recomputation.contexts import ordinary_backprop
 from resnet.recomputation.custom_vjp import Tensors
-from resnet.recomputation.ordinary import ordinary_backprop
 
 MB = 1e6  # bytes
 

@@ -5,8 +5,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -19,6 +18,8 @@ from tensorflow.python.eager import forwardprop_util, record
 from tensorflow.python.eager.polymorphic_function import autograph_util, polymorphic_function
 from tensorflow.python.framework import func_graph, ops
 from tensorflow.python.ops import cond_v2, control_flow_util, while_v2
+
+from resnet.recomputation.contexts import evaluates
 
 # (op's type, outputs, inputs, (gradients of outputs) -> gradients of inputs): puts an operation on all tapes.
 record_operation = record.record_operation
@@ -105,49 +106,64 @@ def show_to_checkpoints(parent: keras.layers.Layer, **lists: Sequence[keras.laye
       parent._track_trackable(layer, f"{name}_{k}")
 
 
-def context_arguments() -> dict[str, Any]:
-  """What the call of a layer around hands on to layers that are called without it, such as `training`."""
-  context = global_state.get_global_attribute("current_call_ctx")
-  return {} if context is None else {k: value for k, value in vars(context).items() if k != "entry_layer"}
+class Surroundings(NamedTuple):
+  """What a layer takes from the call of the layer around it.
 
-
-@contextlib.contextmanager
-def handing_on(arguments: dict[str, Any]) -> Iterator[None]:
-  """A context like the call of a layer, which hands these arguments on."""
-  before = global_state.get_global_attribute("current_call_ctx")
-  context = CallContext(entry_layer=None)
-  for name, value in arguments.items():
-    context.set_value(name, value)
-  global_state.set_global_attribute("current_call_ctx", context)
-  try:
-    yield
-  finally:
-    global_state.set_global_attribute("current_call_ctx", before)
-
-
-_evaluates: ContextVar[bool] = ContextVar("evaluates", default=False)
-
-
-@contextlib.contextmanager
-def taking_nothing_from_outside() -> Iterator[None]:
-  """A context for evaluations of layers on given values.
-
-  A user's tf.function runs as the Python function that it is, or by autograph: otherwise it would keep what it
-  was traced with, weights included. What was computed in eager mode is written into gradients of branches and
-  loop bodies as a constant: TensorFlow's own never take such tensors, and cannot.
+  Attributes:
+    arguments: handed on to layers that are called without them, such as `training`.
+    autocast: the dtype to which variables are cast when they are read, in Keras' words.
   """
-  before = _evaluates.set(True)
+
+  arguments: dict[str, Any]
+  autocast: Any
+
+
+def surroundings(**arguments: Any) -> Surroundings:
+  """Those that are there now, with these arguments."""
+  context = global_state.get_global_attribute("current_call_ctx")
+  around = {} if context is None else {k: value for k, value in vars(context).items() if k != "entry_layer"}
+  return Surroundings({**around, **arguments}, backend.get_autocast_scope())
+
+
+def surrounded(by: Surroundings) -> contextlib.AbstractContextManager:
+  """A context like the call of a layer that has these surroundings."""
+  context = CallContext(entry_layer=None)
+  for name, value in by.arguments.items():
+    context.set_value(name, value)
+  return _with_attributes(current_call_ctx=context, autocast_scope=by.autocast)
+
+
+def as_stored() -> contextlib.AbstractContextManager:
+  """A context in which variables are read in their own dtype, also in a layer that computes in another."""
+  return _with_attributes(autocast_scope=None)
+
+
+@contextlib.contextmanager
+def _with_attributes(**attributes: Any) -> Iterator[None]:
+  """A context in which Keras' global state has these attributes."""
+  before = {name: global_state.get_global_attribute(name) for name in attributes}
+  _set_attributes(attributes)
   try:
     yield
   finally:
-    _evaluates.reset(before)
+    _set_attributes(before)
+
+
+def _set_attributes(attributes: dict[str, Any]) -> None:
+  for name, value in attributes.items():
+    global_state.set_global_attribute(name, value)
 
 
 def _inlining(call: Callable) -> Callable:
+  """`tf.function.__call__`, by which a user's function runs as Python where layers are evaluated on values.
+
+  Otherwise it would keep what it was traced with, weights included.
+  """
+
   @functools.wraps(call)
   def call_or_inline(self: Any, *args: Any, **kwargs: Any) -> Any:
     function = self._python_function
-    if not _evaluates.get() or getattr(function, "__module__", "").startswith("tensorflow."):
+    if not evaluates.get() or getattr(function, "__module__", "").startswith("tensorflow."):
       return call(self, *args, **kwargs)
     if not self._autograph:
       return function(*args, **kwargs)
@@ -168,10 +184,15 @@ def _is_in_gradient(graph: Any) -> bool:
 
 
 def _embedding(capture: Callable) -> Callable:
+  """`FuncGraph.capture`, which makes constants of eager tensors where layers are evaluated on given values.
+
+  It does so in gradients of branches and loop bodies: TensorFlow's own never take such tensors, and cannot.
+  """
+
   @functools.wraps(capture)
   def capture_or_embed(self: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
     is_value = isinstance(tensor, ops.EagerTensor) and tensor.dtype not in (tf.resource, tf.variant)
-    if not (_evaluates.get() and is_value and _is_in_gradient(self)):
+    if not (evaluates.get() and is_value and _is_in_gradient(self)):
       return capture(self, tensor, *args, **kwargs)
     with self.as_default():
       return tf.constant(tensor.numpy(), tensor.dtype)

@@ -8,11 +8,11 @@ import tensorflow as tf
 
 from resnet.recomputation.arguments import Call, call_arguments, is_float
 from resnet.recomputation.building import build_by_call, build_layer
+from resnet.recomputation.contexts import activations_are_stored
 from resnet.recomputation.custom_vjp import Boundary, Tensors, watched
 from resnet.recomputation.inspection import require_repeatable
 from resnet.recomputation.masks import with_mask
 from resnet.recomputation.ordering import wait_for
-from resnet.recomputation.ordinary import activations_are_stored
 from resnet.recomputation.private_apis import keras_mask
 from resnet.recomputation.stateless import STATISTICS, Evaluation, Saved, StatelessLayers, require_kinds
 
@@ -121,7 +121,7 @@ def recompute(
   if activations_are_stored():
     return layer(inputs, **call.arguments_of(layer, call.context))
   given = Call(call.name, training, {"inputs": inputs})
-  stateless = StatelessLayers([layer], layer.name, keep, call.handed_on)
+  stateless = StatelessLayers([layer], layer.name, keep, call.surroundings)
   state = stateless.state()
 
   def run(

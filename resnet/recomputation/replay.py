@@ -83,7 +83,7 @@ def replayed(
     evaluation.saved.append(Saved(layer.name, y.shape, (None, None), unlinked(kept)))
     return y, kept
   saved = evaluation.next(layer.name)
-  y = custom_vjp(lambda given: _as_list(again(saved.tensors, *given)), [*inputs])
+  y = custom_vjp(lambda given: again(saved.tensors, *given), [*inputs])
   if not y.shape.is_compatible_with(saved.shape):
     raise ValueError(
       f"layer {layer.name!r}: the recomputation gives {y.shape} by `replayed`, the first run gave {saved.shape}"
@@ -157,14 +157,3 @@ def keep_output(layer: keras.layers.Layer, x: tf.Tensor, training: bool = False)
     return tf.identity(y), pullback
 
   return with_mask(custom_vjp(output, (x, weights)), saved.masks[1])
-
-
-def _as_list(result: tuple[Tensors, Callable]) -> tuple[Tensors, Callable]:
-  """(y, its gradient function, which may give a single gradient) as `custom_vjp` takes it."""
-  y, gradient = result
-
-  def pullback(dy: Tensors) -> list[tf.Tensor | None]:
-    d_inputs = gradient(dy)
-    return [*d_inputs] if isinstance(d_inputs, list | tuple) else [d_inputs]
-
-  return y, pullback

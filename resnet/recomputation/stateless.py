@@ -4,15 +4,14 @@ import contextlib
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any
 
 import keras
 import tensorflow as tf
 
+from resnet.recomputation.contexts import evaluates, setting
 from resnet.recomputation.custom_vjp import Tensors, custom_vjp, local
-from resnet.recomputation.inspection import inspected
 from resnet.recomputation.masks import Mask
-from resnet.recomputation.private_apis import context_arguments, handing_on, taking_nothing_from_outside
+from resnet.recomputation.private_apis import Surroundings, as_stored, surrounded, surroundings
 
 # What layers may save for their recomputation.
 STATISTICS = "statistics"  # what `replayed` saves, small beside an activation
@@ -68,10 +67,11 @@ class Evaluation:
 
   @contextlib.contextmanager
   def changing_nothing(self) -> Iterator[None]:
-    """A context after which the variables have the values that they had before."""
+    """A context in which nothing is saved, and after which variables have the values that they had before."""
     assert self.scope is not None
     before = dict(self.scope.state_mapping)
-    yield
+    with evaluating(None):
+      yield
     self.scope.state_mapping = before
 
   def next(self, layer: str) -> Saved:
@@ -91,14 +91,9 @@ class Evaluation:
 current: ContextVar[Evaluation | None] = ContextVar("current", default=None)
 
 
-@contextlib.contextmanager
-def evaluating(evaluation: Evaluation | None) -> Iterator[None]:
+def evaluating(evaluation: Evaluation | None) -> contextlib.AbstractContextManager:
   """A context in which layers save to `evaluation`, or take from it; to None, nothing."""
-  previous = current.set(evaluation)
-  try:
-    yield
-  finally:
-    current.reset(previous)
+  return setting(current, evaluation)
 
 
 class StatelessLayers:
@@ -108,7 +103,7 @@ class StatelessLayers:
     layers: built.
     name: of the whole, for errors.
     keep: the kinds of tensors, see above, that layers may save for the recomputation.
-    handed_on: see `Call`.
+    around: of the evaluations, by default those that are there now.
 
   Attributes:
     untrained, trained: the variables whose values are the state, and those whose values are the weights.
@@ -120,7 +115,7 @@ class StatelessLayers:
     layers: Sequence[keras.layers.Layer],
     name: str,
     keep: Collection[str] = (),
-    handed_on: dict[str, Any] | None = None,
+    around: Surroundings | None = None,
   ):
     variables = {id(variable): variable for layer in layers for variable in layer.variables}
     # In the order of `variables`, which freezing does not change. As in a model, it is the variable's word that
@@ -129,15 +124,17 @@ class StatelessLayers:
     self.untrained = [variable for variable in variables.values() if not variable.trainable]
     self.variables = [*self.untrained, *self.trained]
     self._name = name
-    self._keep, self._handed_on = tuple(keep), context_arguments() if handed_on is None else handed_on
+    self._keep, self._around = tuple(keep), surroundings() if around is None else around
 
   def weights(self) -> list[tf.Tensor]:
     """The values of the trained variables."""
-    return [tf.convert_to_tensor(variable.value) for variable in self.trained]
+    with as_stored():
+      return [tf.convert_to_tensor(variable.value) for variable in self.trained]
 
   def state(self) -> list[tf.Tensor]:
     """The values of the other variables, as tensors: the variables change before the recomputation."""
-    values = [local(variable.value) for variable in self.untrained]
+    with as_stored():
+      values = [local(variable.value) for variable in self.untrained]
     # Tapes of eager mode watch frozen weights, too, and would store what is computed from them.
     return [tf.stop_gradient(value) for value in values] if tf.executing_eagerly() else values
 
@@ -148,14 +145,9 @@ class StatelessLayers:
     Gradients are taken in one, too: in a layer, `tf.recompute_grad` reads variables when its gradient is taken.
     """
     given = {id(variable): weight for variable, weight in zip(self.trained, weights, strict=True)}
-    values = zip(self.variables, [*state, *weights], strict=True)
-    with (
-      evaluating(None),
-      taking_nothing_from_outside(),
-      inspected(),
-      handing_on(self._handed_on),
-      _Scope(values, given) as scope,
-    ):
+    with as_stored():
+      values = _Scope(zip(self.variables, [*state, *weights], strict=True), given)
+    with evaluating(None), setting(evaluates, True), surrounded(self._around), values as scope:
       yield scope
 
   @contextlib.contextmanager

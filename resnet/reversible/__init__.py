@@ -19,8 +19,8 @@ Below it is resnet.recomputation, which runs Keras layers a second time and impo
 users need of it is imported from here, too.
 """
 
+from resnet.recomputation.contexts import ordinary_backprop
 from resnet.recomputation.memory import MemoryReport, memory_report
-from resnet.recomputation.ordinary import ordinary_backprop
 from resnet.recomputation.recompute import Recompute, recompute
 from resnet.recomputation.replay import keep_output, replayed
 from resnet.reversible.backward import Keep, Rebuild, Store

@@ -33,9 +33,9 @@ import tensorflow as tf
 
 from resnet.recomputation.arguments import Call, by_value, call_arguments
 from resnet.recomputation.building import build_by_call
+from resnet.recomputation.contexts import activations_are_stored
 from resnet.recomputation.masks import Mask, with_mask
-from resnet.recomputation.ordinary import activations_are_stored
-from resnet.recomputation.private_apis import keras_mask, scratch_graph, show_to_checkpoints
+from resnet.recomputation.private_apis import as_stored, keras_mask, scratch_graph, show_to_checkpoints
 from resnet.reversible.backward import EVERYTHING, NOTHING, Keep, Rebuild, Store
 from resnet.reversible.checks import require_masks, require_pair, require_streams, require_units, stream_dtype
 from resnet.reversible.coupling import Coupling, couplings_of
@@ -267,7 +267,8 @@ class ReversibleChain(keras.layers.Layer):
     key = str((keep, call.key, [(x.dtype, x.shape) for x in streams], [mask is None for mask in masks]))
     plans = _plans.setdefault(self, {})
     if key not in plans:
-      plans[key] = make_plan(self._steps(), call, streams, masks, keep)
+      with as_stored():
+        plans[key] = make_plan(self._steps(), call, streams, masks, keep)
     return plans[key]
 
   def _keep(self, streams: Streams) -> str | float:

@@ -19,7 +19,7 @@ from resnet.recomputation.arguments import Call, is_float
 from resnet.recomputation.building import build_layer
 from resnet.recomputation.custom_vjp import custom_vjp
 from resnet.recomputation.masks import Mask, mask_of_sum, with_mask
-from resnet.recomputation.private_apis import handing_on, keras_mask, symbolic_outputs
+from resnet.recomputation.private_apis import keras_mask, surrounded, symbolic_outputs
 from resnet.reversible.checks import require_parts, require_shapes, stream_dtype
 from resnet.reversible.coupling import Coupling
 from resnet.reversible.invertible import Invertible, two_streams
@@ -182,7 +182,7 @@ def run_plainly(
   steps: Sequence[Step], streams: Streams, masks: list[Mask], call: Call
 ) -> tuple[Streams, list[Mask]]:
   """(y1, y2) and their Keras masks, from (x1, x2) and theirs."""
-  with handing_on(call.handed_on):
+  with surrounded(call.surroundings):
     for step in steps:
       parts, mask = step.change(streams, masks[step.source], call.arguments_of(step.layer, call.context))
       streams, masks = step.couple(streams, parts), step.masks_after(masks, mask)

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from resnet.recomputation.arguments import Call
+from resnet.recomputation.contexts import evaluates, setting
 from resnet.recomputation.costs import Cost, bytes_of, cost_of, made_of
 from resnet.recomputation.custom_vjp import Tensors
-from resnet.recomputation.inspection import inspected
 from resnet.recomputation.likeness import likeness
 from resnet.recomputation.masks import Mask
 from resnet.recomputation.private_apis import scratch_graph
@@ -154,7 +154,7 @@ def _traced(
   step: Step, call: Call, specs: list[tf.TensorSpec], masks: list[Any], is_first: bool, keep: Keep
 ) -> tuple[Cost, list[Any]]:
   """(what undoing the step costs if it keeps this, the masks after the step); masks are specs or None."""
-  with inspected(), scratch_graph() as graph:
+  with setting(evaluates, True), scratch_graph() as graph:
     stateless = StatelessStep(step, call, keep, is_first=is_first)
     layers = stateless.layers
     streams, masks, state = _placeholders([specs, masks, layers.untrained])

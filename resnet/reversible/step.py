@@ -74,7 +74,7 @@ class StatelessStep:
     self._keeps_streams = keep.streams or not step.invertible
     statistics = () if in_loop or step.grid_bits is not None else (STATISTICS,)
     self._kinds = (*statistics, ACTIVATIONS) if keep.outputs else statistics
-    self.layers = StatelessLayers(step.layers, step.name, self._kinds, call.handed_on)
+    self.layers = StatelessLayers(step.layers, step.name, self._kinds, call.surroundings)
 
   def values(self) -> tuple[list, list]:
     """(weights, state): the values that the variables have now."""
@@ -124,9 +124,11 @@ class StatelessStep:
     step = self.step
     if residuals.before is not None and not inverts:
       return [residuals.before.get(k, stream) for k, stream in enumerate(streams)]
-    with self.layers.evaluation(given.weights, residuals.state, None if inverts else residuals.saved):
+    saved = None if inverts else residuals.saved
+    with self.layers.evaluation(given.weights, residuals.state, saved) as evaluation:
       parts, _ = step.change(streams, residuals.mask, self._call.arguments_of(step.layer, given.context))
-      return step.uncouple(streams, parts)
+      with evaluation.changing_nothing():
+        return step.uncouple(streams, parts)
 
   def undo(
     self, given: Given, streams: Streams, d_streams: Streams, residuals: Residuals

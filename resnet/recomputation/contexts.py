@@ -1,14 +1,27 @@
-"""Ordinary backpropagation on demand, to compare with."""
+"""What is in force in a `with`; and one for users: ordinary backpropagation, to compare with."""
 
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
+from typing import Any
 
+# Whether layers are evaluated on given values. What is in them is then part of something larger, which has been
+# inspected. private_apis.py says what TensorFlow does otherwise then.
+evaluates: ContextVar[bool] = ContextVar("evaluates", default=False)
 _stored: ContextVar[bool] = ContextVar("stored", default=False)
 
 
 @contextlib.contextmanager
-def ordinary_backprop() -> Iterator[None]:
+def setting(variable: ContextVar, value: Any) -> Iterator[Any]:
+  """A context in which the variable has this value, which it gives."""
+  before = variable.set(value)
+  try:
+    yield value
+  finally:
+    variable.reset(before)
+
+
+def ordinary_backprop() -> contextlib.AbstractContextManager:
   """A context in which chains and recomputed layers store activations, as ordinary backpropagation does.
 
   For comparisons of results, time and memory. A `tf.function` keeps the way in which it was traced.
@@ -21,11 +34,7 @@ def ordinary_backprop() -> Iterator[None]:
     >>> np.allclose(ordinary, chain(streams))
     True
   """
-  before = _stored.set(True)
-  try:
-    yield
-  finally:
-    _stored.reset(before)
+  return setting(_stored, True)
 
 
 def activations_are_stored() -> bool:
