@@ -34,7 +34,7 @@ def few(monkeypatch):
   whole = {split: tuple(part[:COUNT] for part in parts) for split, parts in digits.load_digits().items()}
   for module in (digits, importlib.import_module("resnet.data.get_dataset")):
     monkeypatch.setattr(module, "load_digits", lambda: whole)
-  monkeypatch.setattr(memory, "_in_a_process", lambda model, inputs, arguments, ordinary: 1 + ordinary)
+  monkeypatch.setattr(memory, "_in_a_process", lambda model, given, ordinary: 1 + ordinary)
 
 
 def run_python(block):

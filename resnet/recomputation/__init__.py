@@ -10,7 +10,9 @@ The ideas of this package, in reading order, each with the module that has it:
 - ordering: `wait_for` and its six rules; `released_together`.
 - inspection: `require_repeatable`, which looks at a traced function before its first run.
 - costs: the `Cost` of a traced function. likeness: which layers are alike.
-- arguments: `Call`, what a layer was called with; masks: Keras' masks; building: layers from shapes and calls.
-- ordinary: `ordinary_backprop`; memory: `memory_report`, which compares with it.
+- arguments: `Values`, a structure by value; `Call`, what a layer was called with. masks: Keras' masks.
+  building: layers from shapes and calls.
+- contexts: what is in force in a `with`, `ordinary_backprop` among it; memory: `memory_report`, which compares
+  with it.
 - private_apis: what TensorFlow and Keras do not promise to keep.
 """

@@ -1,7 +1,7 @@
-"""What a layer is called with beside its inputs, by value, to be handed to the layers in it in every run."""
+"""What a layer is called with, by value, to be handed to the layers in it in every run."""
 
 import inspect
-from collections.abc import Collection, Hashable
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -13,54 +13,61 @@ from resnet.recomputation.masks import with_mask
 from resnet.recomputation.private_apis import keras_mask, surroundings
 
 
-class Call:
-  """The arguments of a call. Tensors and variables have the values of now, and Keras' masks that they carry.
+class Values:
+  """A structure by value: its tensors and variables as they are now, with the Keras masks that they carry.
+
+  Attributes:
+    floats: the float tensors in it, for which gradients are wanted.
+    key: what it is, but for the values of tensors.
+  """
+
+  def __init__(self, structure: Any):
+    self._structure = structure
+    self._leaves = [by_value(leaf) for leaf in tf.nest.flatten(structure, expand_composites=True)]
+    self._masks = [by_value(keras_mask(leaf)) for leaf in self._leaves]
+    self.floats = [leaf for leaf in self._leaves if is_float(leaf)]
+    shown = [(leaf.dtype, leaf.shape) if tf.is_tensor(leaf) else leaf for leaf in self._leaves]
+    structure = tf.nest.map_structure(lambda _: ..., structure)
+    self.key = str((structure, shown, [mask is None for mask in self._masks]))
+
+  def filled_in(self, floats: list[tf.Tensor]) -> Any:
+    """The structure, with `floats` in place of its float tensors."""
+    given = iter(floats)
+    leaves = [next(given) if is_float(leaf) else leaf for leaf in self._leaves]
+    leaves = [leaf if mask is None else with_mask(leaf, mask) for leaf, mask in zip(leaves, self._masks)]
+    return tf.nest.pack_sequence_as(self._structure, leaves, expand_composites=True)
+
+
+class Call(Values):
+  """What a layer is called with, `training` and other arguments, in the surroundings that are there now.
 
   Args:
     name: of what is called, for errors.
     training: for all layers.
-    arguments: by name; each goes to the layers whose `call` has an argument of the name.
-    taken: the names of those that layers take, if others are to be refused.
-
-  Attributes:
-    context: the float tensors in `arguments`, for which gradients are wanted.
-    surroundings: of the call, with its `training`.
-    key: what the arguments are, but for the values of tensors.
-
-  Raises:
-    ValueError: an argument is not one of `taken`.
+    arguments: of a chain, by name: each goes to the layers whose `call` has an argument of the name.
   """
 
-  def __init__(
-    self, name: str, training: bool, arguments: dict[str, Any], taken: Collection[str] | None = None
-  ):
-    for argument in arguments:
-      if taken is not None and argument not in taken:
-        raise ValueError(
-          f"{name} was called with {argument!r}, which no layer in it takes; they take "
-          f"{', '.join(map(repr, sorted(taken))) or 'no arguments'}"
-        )
-    self.name, self.training, self._arguments = name, training, arguments
+  def __init__(self, name: str, training: bool, arguments: Any):
+    super().__init__(arguments)
+    self.name, self.training = name, training
     self.surroundings = surroundings(training=training)
-    self._leaves = [by_value(leaf) for leaf in tf.nest.flatten(arguments, expand_composites=True)]
-    self._masks = [by_value(keras_mask(leaf)) for leaf in self._leaves]
-    self.context = [leaf for leaf in self._leaves if is_float(leaf)]
-    shown = [(leaf.dtype, leaf.shape) if tf.is_tensor(leaf) else leaf for leaf in self._leaves]
-    structure = tf.nest.map_structure(lambda _: ..., arguments)
-    self.key: Hashable = str((training, structure, shown, [mask is None for mask in self._masks]))
+    self.key = str((training, self.key))
 
-  def filled_in(self, context: list[tf.Tensor]) -> dict[str, Any]:
-    """The arguments, with `context` in place of the float tensors."""
-    floats = iter(context)
-    leaves = [next(floats) if is_float(leaf) else leaf for leaf in self._leaves]
-    leaves = [leaf if mask is None else with_mask(leaf, mask) for leaf, mask in zip(leaves, self._masks)]
-    return tf.nest.pack_sequence_as(self._arguments, leaves, expand_composites=True)
-
-  def arguments_of(self, layer: keras.layers.Layer, context: list[tf.Tensor]) -> dict[str, Any]:
+  def arguments_of(self, layer: keras.layers.Layer, floats: list[tf.Tensor]) -> dict[str, Any]:
     """Those of `filled_in` that the layer takes, and `training`."""
     names = call_arguments(layer)
-    taken = {name: value for name, value in self.filled_in(context).items() if name in names}
+    taken = {name: value for name, value in self.filled_in(floats).items() if name in names}
     return {"training": self.training, **taken}
+
+
+def require_taken(name: str, arguments: dict[str, Any], taken: Collection[str]) -> None:
+  """Raises ValueError if `name`, which takes these arguments, is called with others."""
+  for argument in arguments:
+    if argument not in taken:
+      raise ValueError(
+        f"{name} was called with {argument!r}, which no layer in it takes; they take "
+        f"{', '.join(map(repr, sorted(taken))) or 'no arguments'}"
+      )
 
 
 def by_value(leaf: Any) -> Any:

@@ -40,6 +40,12 @@ def build_by_call(layer: keras.layers.Layer, inputs: Tensors, arguments: dict[st
   return keras.tree.map_structure(lambda leaf: symbolic(leaf, masked=False), layer(inputs, **arguments))
 
 
+def require_layer(name: str, layer: Any) -> None:
+  """Raises ValueError unless `layer`, called `name` in the error, is a Keras layer."""
+  if not isinstance(layer, keras.layers.Layer):
+    raise ValueError(f"{name} must be a Keras layer, got {layer!r}; for a function, use keras.layers.Lambda")
+
+
 def _required(function: Callable) -> int:
   """How many arguments a function needs."""
   parameters = inspect.signature(function).parameters.values()

@@ -23,7 +23,6 @@ from resnet.recomputation.private_apis import (
 
 Tensors = Any  # a tensor, or lists, tuples and dicts of them
 
-_PULLBACKS = "reversible_pullbacks"  # the attribute of graphs that has the gradients of their ops
 _numbers = itertools.count()
 _ORDINARY = "use backward=Store() (in place of a Recompute: its layer) where they are needed"
 
@@ -166,9 +165,7 @@ def _in_graph(results: list[tf.Tensor], inputs: list[tf.Tensor], gradients: Call
   with stop_recording(), graph.gradient_override_map({"IdentityN": op_type}):
     outputs = tf.identity_n([*results, *inputs])
   # TensorFlow's registry is for ever. It refers to what the graph holds, and forgets it with the graph.
-  if not hasattr(graph, _PULLBACKS):
-    setattr(graph, _PULLBACKS, {})
-  getattr(graph, _PULLBACKS)[op_type] = pullback
+  setattr(graph, op_type, pullback)
   of_graph = weakref.ref(graph)
 
   @tf.RegisterGradient(op_type)
@@ -179,7 +176,7 @@ def _in_graph(results: list[tf.Tensor], inputs: list[tf.Tensor], gradients: Call
         f"the gradient of {op.name!r} in a copy of its graph is not supported (tf.cond in forward mode, say); "
         f"{_ORDINARY}"
       )
-    return getattr(graph, _PULLBACKS)[op_type](*d_outputs)
+    return getattr(graph, op_type)(*d_outputs)
 
   weakref.finalize(graph, forget_gradient, op_type)
   return outputs[: len(results)]

@@ -36,9 +36,8 @@ def _configuration(layer: keras.layers.Layer) -> Any:
   def anonymous(config: Any, of_keras: bool = False, named: bool = False) -> Any:
     if isinstance(config, dict):
       of_keras = str(config["module"]).startswith("keras") if "module" in config else of_keras
-      left_out = (
-        ("build_config", "seed") if of_keras else ("build_config",)
-      )  # Their seeds are values of states.
+      # Seeds of Keras' layers are values of states.
+      left_out = ("build_config", "seed") if of_keras else ("build_config",)
       return {k: anonymous(v, of_keras, k in _NAMED) for k, v in config.items() if k not in left_out}
     if isinstance(config, list | tuple):
       return [anonymous(item, of_keras, named) for item in config]

@@ -87,34 +87,32 @@ def memory_report(model: keras.layers.Layer, inputs: Tensors, **arguments: Any) 
   gpus = tf.config.list_logical_devices("GPU")
   if gpus:
     before = [tf.convert_to_tensor(variable.value) for variable in model.non_trainable_variables]
-    found = [_peak_on_gpu(gpus[0].name, model, inputs, arguments, ordinary) for ordinary in (False, True)]
+    found = [_peak_on_gpu(gpus[0].name, model, (inputs, arguments), ordinary) for ordinary in (False, True)]
     for variable, value in zip(model.non_trainable_variables, before, strict=True):
       variable.assign(value)
     measure = "peak of TensorFlow's allocator on the GPU above what it held before"
   else:
     given = tf.nest.map_structure(lambda x: x.numpy() if tf.is_tensor(x) else x, (inputs, arguments))
-    found = [_in_a_process(model, given[0], given[1], ordinary) for ordinary in (False, True)]
+    found = [_in_a_process(model, given, ordinary) for ordinary in (False, True)]
     measure = "resident memory on the CPU beyond that of a step of one example, a process each"
   return MemoryReport(found[0], found[1], weights, measure)
 
 
-def _peak_on_gpu(
-  device: str, model: keras.layers.Layer, inputs: Tensors, arguments: dict[str, Any], ordinary: bool
-) -> int:
-  step = _traced(model, inputs, arguments, ordinary)
-  step(inputs, arguments)  # Work that is done only once, such as choosing algorithms, may take more.
+def _peak_on_gpu(device: str, model: keras.layers.Layer, given: tuple, ordinary: bool) -> int:
+  step = _traced(model, given, ordinary)
+  step(*given)  # Work that is done only once, such as choosing algorithms, may take more.
   name = device.removeprefix("/device:")
   tf.config.experimental.reset_memory_stats(name)
   before = tf.config.experimental.get_memory_info(name)["current"]
-  step(inputs, arguments)
+  step(*given)
   return tf.config.experimental.get_memory_info(name)["peak"] - before
 
 
-def _in_a_process(model: keras.layers.Layer, inputs: Tensors, arguments: dict[str, Any], ordinary: bool) -> int:
+def _in_a_process(model: keras.layers.Layer, given: tuple, ordinary: bool) -> int:
   context = multiprocessing.get_context("spawn")
   with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
     try:
-      return pool.submit(_resident_growth, model, inputs, arguments, ordinary).result()
+      return pool.submit(_resident_growth, model, given, ordinary).result()
     except (concurrent.futures.BrokenExecutor, TypeError, AttributeError) as error:
       raise ValueError(
         f"memory_report starts processes that load the model, and one could not ({error}); register classes of "
@@ -122,19 +120,17 @@ def _in_a_process(model: keras.layers.Layer, inputs: Tensors, arguments: dict[st
       ) from error
 
 
-def _resident_growth(
-  model: keras.layers.Layer, inputs: Tensors, arguments: dict[str, Any], ordinary: bool
-) -> int:
+def _resident_growth(model: keras.layers.Layer, given: tuple, ordinary: bool) -> int:
   """By how many bytes the whole batch raises the peak of this process, after a step of one example."""
-  batch = tf.nest.flatten(inputs)[0].shape[0]
+  batch = tf.nest.flatten(given)[0].shape[0]
 
   def one(x: Any) -> Any:
     return x[:1] if getattr(x, "shape", ()) and x.shape[0] == batch else x
 
   peaks = []
-  for part in (tf.nest.map_structure(one, (inputs, arguments)), (inputs, arguments)):
+  for part in (tf.nest.map_structure(one, given), given):
     part = tf.nest.map_structure(lambda x: tf.convert_to_tensor(x) if hasattr(x, "shape") else x, part)
-    step = _traced(model, part[0], part[1], ordinary)
+    step = _traced(model, part, ordinary)
     for _ in range(2):
       step(*part)
     peaks.append(_peak())
@@ -149,8 +145,8 @@ def _peak() -> int:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _traced(model: keras.layers.Layer, inputs: Tensors, arguments: dict[str, Any], ordinary: bool) -> Callable:
-  """The step as a graph: a function of the inputs and the arguments."""
+def _traced(model: keras.layers.Layer, given: tuple, ordinary: bool) -> Callable:
+  """The step as a graph: a function of what is given, the inputs and the arguments."""
 
   @tf.function(autograph=False)
   def step(inputs: Tensors, arguments: dict[str, Any]) -> list[tf.Tensor]:
@@ -163,5 +159,5 @@ def _traced(model: keras.layers.Layer, inputs: Tensors, arguments: dict[str, Any
   if not ordinary:
     return step
   with ordinary_backprop():
-    step.get_concrete_function(inputs, arguments)
+    step.get_concrete_function(*given)
   return step

@@ -6,19 +6,17 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from resnet.recomputation.arguments import Call, call_arguments, is_float
-from resnet.recomputation.building import build_by_call, build_layer
+from resnet.recomputation.arguments import Call, Values, call_arguments, require_taken
+from resnet.recomputation.building import build_by_call, build_layer, require_layer
 from resnet.recomputation.contexts import activations_are_stored
 from resnet.recomputation.custom_vjp import Boundary, Tensors, watched
 from resnet.recomputation.inspection import require_repeatable
-from resnet.recomputation.masks import with_mask
 from resnet.recomputation.ordering import wait_for
-from resnet.recomputation.private_apis import keras_mask
 from resnet.recomputation.stateless import STATISTICS, Evaluation, Saved, StatelessLayers, require_kinds
 
 
 @keras.saving.register_keras_serializable("resnet")
-class Recompute(keras.layers.Layer):
+class Recompute(keras.layers.Wrapper):
   """A layer of any kind that the backward pass runs again: only its inputs are kept.
 
   Unlike with `tf.recompute_grad` and `keras.remat`, the layer's statistics move once a step, not twice; dropout
@@ -49,11 +47,10 @@ class Recompute(keras.layers.Layer):
   """
 
   def __init__(self, layer: keras.layers.Layer, keep: Collection[str] = (STATISTICS,), **kwargs: Any) -> None:
-    super().__init__(autocast=False, **kwargs)
-    self.dtype_policy = keras.DTypePolicy(self.variable_dtype)  # Variables are read as they are.
-    _require_layer(layer)
-    self.layer = layer
+    require_layer("layer", layer)
     require_kinds(keep)
+    super().__init__(layer, autocast=False, **kwargs)
+    self.dtype_policy = keras.DTypePolicy(self.variable_dtype)  # Variables are read as they are.
     self.keep = tuple(keep)
     self.supports_masking = layer.supports_masking
 
@@ -71,7 +68,7 @@ class Recompute(keras.layers.Layer):
     return recompute(self.layer, inputs, training, self.keep, **kwargs)
 
   def compute_output_spec(self, inputs: Tensors, training: bool = False, **kwargs: Any) -> Tensors:
-    Call(self.name, training, kwargs, self.call_arguments)  # Refuses other arguments.
+    require_taken(self.name, kwargs, self.call_arguments)
     return build_by_call(self.layer, inputs, kwargs)
 
   def compute_output_shape(self, input_shape: Any) -> Any:
@@ -81,12 +78,7 @@ class Recompute(keras.layers.Layer):
     return self.layer.compute_mask(inputs, previous_mask)
 
   def get_config(self) -> dict[str, Any]:
-    layer = keras.saving.serialize_keras_object(self.layer)
-    return {**super().get_config(), "layer": layer, "keep": list(self.keep)}
-
-  @classmethod
-  def from_config(cls, config: dict[str, Any]) -> "Recompute":
-    return cls(keras.saving.deserialize_keras_object(config.pop("layer")), **config)
+    return {**super().get_config(), "keep": list(self.keep)}
 
 
 def recompute(
@@ -115,58 +107,37 @@ def recompute(
     >>> recompute(layer, np.ones([2, 3])).shape
     TensorShape([2, 4])
   """
+  require_layer("layer", layer)
   require_kinds(keep)
-  _require_layer(layer)
-  call = Call(f"recomputed layer {layer.name!r}", training, kwargs, call_arguments(layer))
+  call = Call(f"recomputed layer {layer.name!r}", training, (inputs, kwargs))
+  require_taken(call.name, kwargs, call_arguments(layer))
   if activations_are_stored():
-    return layer(inputs, **call.arguments_of(layer, call.context))
-  given = Call(call.name, training, {"inputs": inputs})
+    return layer(inputs, training=training, **kwargs)
   stateless = StatelessLayers([layer], layer.name, keep, call.surroundings)
   state = stateless.state()
 
   def run(
-    weights: list[tf.Tensor], others: Tensors, state: list[tf.Tensor], saved: list[Saved] | None = None
-  ) -> tuple[list[tf.Tensor], Tensors, Evaluation]:
-    inputs, context = others
+    weights: list[tf.Tensor], floats: list[tf.Tensor], state: list[tf.Tensor], saved: list[Saved] | None = None
+  ) -> tuple[Values, Evaluation]:
     with stateless.evaluation(weights, state, saved) as evaluation:
-      outputs = layer(given.filled_in(inputs)["inputs"], **call.arguments_of(layer, context))
-    return _floats(outputs), outputs, evaluation
+      inputs, arguments = call.filled_in(floats)
+      outputs = Values(layer(inputs, training=training, **arguments))
+    return outputs, evaluation
 
-  def first_run(*values: Tensors) -> list[tf.Tensor]:
-    return run(*values)[0]
-
-  boundary = Boundary((stateless.weights(), (given.context, call.context)))
-  key = (given.key, call.key, tuple(keep))
-  weights, others = boundary.given
-  require_repeatable(layer.name, first_run, weights, others, state, layer, key)
-  outputs, structure, evaluation = run(weights, others, state)
+  boundary = Boundary((stateless.weights(), call.floats))
+  weights, floats = boundary.given
+  require_repeatable(layer.name, run, weights, floats, state, layer, (call.key, tuple(keep)))
+  outputs, evaluation = run(weights, floats, state)
 
   def backward(_: Tensors, d_outputs: Tensors, held: Tensors) -> Tensors:
-    weights, others, saved = wait_for(d_outputs, (*held, evaluation.saved))  # Rule 1.
+    weights, floats, saved = wait_for(d_outputs, (*held, evaluation.saved))  # Rule 1.
     with tf.GradientTape(watch_accessed_variables=False) as tape:
-      held = weights, others = watched(tape, (weights, others))
-      outputs, *_ = run(weights, others, state, saved)
+      held = weights, floats = watched(tape, (weights, floats))
+      again, _ = run(weights, floats, state, saved)
     with stateless.scope(weights, state):
-      return tape.gradient(outputs, held, d_outputs)
+      return tape.gradient(again.floats, held, d_outputs)
 
-  outputs = boundary.leave_without_storing(call.name, outputs, boundary.given, backward)
-  for index, value in evaluation.updates.items():
-    stateless.variables[index].assign(value)
-  return _with_floats(structure, outputs)
-
-
-def _require_layer(layer: keras.layers.Layer) -> None:
-  if not isinstance(layer, keras.layers.Layer):
-    raise ValueError(f"layer must be a Keras layer, got {layer!r}; keras.layers.Lambda makes one of a function")
-
-
-def _floats(outputs: Tensors) -> list[tf.Tensor]:
-  return [leaf for leaf in tf.nest.flatten(outputs) if is_float(leaf)]
-
-
-def _with_floats(outputs: Tensors, floats: list[tf.Tensor]) -> Tensors:
-  """`outputs`, with `floats` in place of the float tensors in it, carrying their Keras masks."""
-  given = iter(floats)
-  return tf.nest.map_structure(
-    lambda leaf: with_mask(next(given), keras_mask(leaf)) if is_float(leaf) else leaf, outputs
-  )
+  results = boundary.leave_without_storing(call.name, outputs.floats, boundary.given, backward)
+  for variable, value in evaluation.updates:
+    variable.assign(value)
+  return outputs.filled_in(results)

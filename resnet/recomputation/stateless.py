@@ -54,7 +54,7 @@ class Evaluation:
     weights: the values of the trained variables, by their ids.
     saved: what they save, in the order in which the recomputation asks for it.
     asked: how often the recomputation has asked; None in a first evaluation.
-    updates: by index, the new values of variables that have changed. It is there at the end.
+    updates: the variables that have changed, with their new values. It is there at the end.
     scope: that has the values of variables.
   """
 
@@ -62,7 +62,7 @@ class Evaluation:
   weights: dict[int, tf.Tensor]
   saved: list[Saved] = dataclasses.field(default_factory=list)
   asked: int | None = None
-  updates: dict[int, tf.Tensor] = dataclasses.field(default_factory=dict)
+  updates: list[tuple[keras.Variable, tf.Tensor]] = dataclasses.field(default_factory=list)
   scope: keras.StatelessScope | None = None
 
   @contextlib.contextmanager
@@ -179,16 +179,16 @@ class StatelessLayers:
         f"{self._name} adds a loss (add_loss, activity_regularizer), which would be lost; compute it from what "
         "the whole returns"
       )
-    for k, variable in enumerate(self.variables):
+    for variable, before in zip(self.variables, old, strict=True):
       value = scope.get_current_value(variable)
-      if value is old[k]:
+      if value is before:
         continue
       if tf.is_symbolic_tensor(value) and value.graph is not tf.compat.v1.get_default_graph():
         raise ValueError(
           f"{self._name} moves {variable.path!r} in a branch or loop (tf.cond, tf.while_loop), where its new "
           "value is lost; move it outside of these, or use backward=Store()"
         )
-      this.updates[k] = value
+      this.updates.append((variable, value))
 
 
 def require_kinds(keep: Collection[str]) -> None:

@@ -31,7 +31,7 @@ from weakref import WeakKeyDictionary
 import keras
 import tensorflow as tf
 
-from resnet.recomputation.arguments import Call, by_value, call_arguments
+from resnet.recomputation.arguments import Call, by_value, call_arguments, require_taken
 from resnet.recomputation.building import build_by_call
 from resnet.recomputation.contexts import activations_are_stored
 from resnet.recomputation.masks import Mask, with_mask
@@ -214,7 +214,7 @@ class ReversibleChain(keras.layers.Layer):
     sequence = StepSequence([StatelessStep(step, call) for step in steps])
     weights, states = sequence.values()
     residuals = [*map(Residuals, states, passed_on(steps, streams, masks)[0])]
-    return tuple(sequence.rebuild(Given(weights, call.context), streams[:2], residuals, inverts=True))
+    return tuple(sequence.rebuild(Given(weights, call.floats), streams[:2], residuals))
 
   def reconstruction_error(self, inputs: Inputs, **kwargs: Any) -> tf.Tensor:
     """The largest of `reconstruction_errors`, a scalar: how well the backward pass rebuilds streams."""
@@ -236,7 +236,7 @@ class ReversibleChain(keras.layers.Layer):
     for invertible, stretch in itertools.groupby(self._steps(), lambda step: step.invertible):
       sequence, before = StepSequence([StatelessStep(step, call) for step in stretch]), streams
       weights, states = sequence.values()
-      given = Given(weights, call.context)
+      given = Given(weights, call.floats)
       streams, masks, _, residuals = sequence.run(given, states, streams, masks)
       if invertible:
         rebuilt = sequence.rebuild(given, streams, residuals)
@@ -288,20 +288,24 @@ class ReversibleChain(keras.layers.Layer):
     if not self.built:  # Only `__call__` builds by itself.
       self.build([tuple(stream.shape) for stream in streams])
     masks = [by_value(one) for one in require_masks(self.name, mask) or map(keras_mask, streams)]
-    call = Call(f"ReversibleChain {self.name!r}", training, arguments, self.call_arguments)
-    self._build_by_calls(streams, arguments)
+    call = self._call(training, arguments)
+    self._build_by_calls(streams, call)
     dtype = stream_dtype(streams, self.variable_dtype)
     streams = [on_grid(tf.cast(by_value(stream), dtype), self.grid_bits) for stream in streams]
     if self.log_det:
       streams.append(tf.zeros_like(streams[0][(slice(None), *[0] * (streams[0].shape.rank - 1))]))
     return streams, masks, call
 
-  def _build_by_calls(self, streams: Sequence[tf.Tensor], arguments: dict[str, Any]) -> None:
+  def _call(self, training: bool, arguments: dict[str, Any]) -> Call:
+    call = Call(f"ReversibleChain {self.name!r}", training, arguments)
+    require_taken(call.name, arguments, self.call_arguments)
+    return call
+
+  def _build_by_calls(self, streams: Sequence[tf.Tensor], call: Call) -> None:
     """Builds the functions whose `build` takes shapes of arguments."""
     for step in self._steps():
       if not step.layer.built:
-        taken = {name: value for name, value in arguments.items() if name in call_arguments(step.layer)}
-        build_by_call(step.layer, streams[step.source], taken)
+        build_by_call(step.layer, streams[step.source], call.arguments_of(step.layer, call.floats))
 
   def _segments(
     self, call: Call, streams: Streams, masks: list[Mask], cuts: Sequence[int] = ()
@@ -320,9 +324,8 @@ class ReversibleChain(keras.layers.Layer):
     self, inputs: Sequence[Any], training: bool = False, mask: Any = None, **kwargs: Any
   ) -> tuple[keras.KerasTensor, ...]:
     require_streams(self.name, inputs)
-    Call(f"ReversibleChain {self.name!r}", training, kwargs, self.call_arguments)  # Refuses other arguments.
-    self._build_by_calls(inputs, kwargs)
-    dtype = stream_dtype(inputs, self.variable_dtype).name
+    self._build_by_calls(inputs, self._call(training, kwargs))
+    dtype = stream_dtype(inputs, self.variable_dtype)
     shapes = self.compute_output_shape([stream.shape for stream in inputs])
     return tuple(keras.KerasTensor(shape, dtype) for shape in shapes)
 

@@ -6,6 +6,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from resnet.recomputation.building import require_layer
+
 
 def require_units(units: Any, invertible: type) -> None:
   """Raises ValueError unless `units` is a list of (F, G), Keras layers both, and of `invertible` layers."""
@@ -17,11 +19,7 @@ def require_units(units: Any, invertible: type) -> None:
     if not isinstance(unit, list | tuple) or len(unit) != 2:
       raise ValueError(f"units must be a list of (F, G) and of Invertible layers; unit {number} is {unit!r}")
     for name, layer in zip("FG", unit, strict=True):
-      if not isinstance(layer, keras.layers.Layer):
-        raise ValueError(
-          f"{name} of unit {number} must be a Keras layer, got {layer!r}; keras.layers.Lambda makes one of a "
-          "function"
-        )
+      require_layer(f"{name} of unit {number}", layer)
 
 
 def require_streams(name: str, streams: Any) -> None:
@@ -57,21 +55,18 @@ def require_pair(name: str, shapes: Any) -> list:
   raise ValueError(f"{name} takes two streams, (x1, x2), got {got}; halve a tensor by tf.split(x, 2, axis=-1)")
 
 
-def stream_dtype(streams: Sequence[tf.Tensor], variable_dtype: str) -> tf.DType:
+def stream_dtype(streams: Sequence[tf.Tensor], variable_dtype: str) -> str:
   """The dtype in which streams can be rebuilt: that of the widest of streams, variables and float32."""
-  dtypes = [tf.as_dtype(dtype) for dtype in ("float32", variable_dtype, *(stream.dtype for stream in streams))]
-  return max(dtypes, key=lambda dtype: dtype.size)
+  return keras.backend.result_type("float32", variable_dtype, *(stream.dtype for stream in streams))
 
 
 def require_parts(name: str, coupling: keras.layers.Layer, parts: Sequence[Any]) -> None:
   """Raises ValueError unless what a coupling makes of a function's output are float tensors."""
   for part in parts:
-    if not isinstance(part, tf.Tensor | keras.KerasTensor):
+    if not isinstance(part, tf.Tensor | keras.KerasTensor) or not tf.as_dtype(part.dtype).is_floating:
       raise ValueError(
         f"{name} gives {part!r}, where its coupling {type(coupling).__name__} takes one float tensor"
       )
-    if not tf.as_dtype(part.dtype).is_floating:
-      raise ValueError(f"{name} gives {part.dtype} numbers, which cannot change a stream; cast them to float")
 
 
 def require_shapes(name: str, parts: Sequence[Any], shape: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from resnet.recomputation.building import build_layer
+from resnet.recomputation.building import build_layer, require_layer
 from resnet.recomputation.custom_vjp import Tensors
 
 
@@ -152,7 +152,7 @@ class Shortcut(Coupling):
     layer: a Keras layer that brings x to the shape of F: pooling, a convolution with a stride.
 
   Raises:
-    ValueError: in the chain, if the layer's output has not the shape of F's.
+    ValueError: layer is no Keras layer; in the chain, if its output has not the shape of F's.
 
   Source: He et al. 2016, "Deep Residual Learning for Image Recognition", equation 2.
 
@@ -167,6 +167,7 @@ class Shortcut(Coupling):
 
   def __init__(self, layer: keras.layers.Layer, **kwargs: Any) -> None:
     super().__init__(**kwargs)
+    require_layer("layer", layer)
     self.layer = layer
 
   def build(self, input_shape: Any) -> None:

@@ -97,6 +97,6 @@ def _weight(layer: Invertible, name: str, initializer: str, axes: int, shapes: A
   """A variable whose axes, one or two, are the channels of both streams. Float32 at least, as streams are."""
   if None in (channels := [shape[-1] for shape in shapes]):
     raise ValueError(f"{layer.name} must know how many channels the streams have; got shapes {shapes}")
-  dtype = stream_dtype([], layer.variable_dtype).name
+  dtype = stream_dtype([], layer.variable_dtype)
   shape = [sum(channels)] * axes
   return layer.add_weight(shape=shape, initializer=initializer, dtype=dtype, autocast=False, name=name)

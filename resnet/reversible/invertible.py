@@ -76,7 +76,7 @@ class Invertible(keras.layers.Layer):
     return symbolic_outputs(functools.partial(self.call, **kwargs), streams)
 
   def compute_output_shape(self, input_shape: Any) -> Any:
-    dtype = stream_dtype([], self.variable_dtype).name
+    dtype = stream_dtype([], self.variable_dtype)
     return [y.shape for y in self([keras.KerasTensor(shape, dtype) for shape in input_shape])]
 
   def _widened(self, streams: Streams) -> Streams:

@@ -1,7 +1,8 @@
 """Units that are alike, as a `tf.while_loop` over stacked weights and states: a graph of one unit's size."""
 
+import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -11,8 +12,10 @@ from resnet.recomputation.masks import Mask
 from resnet.reversible.plain import Streams
 from resnet.reversible.step import Given, Residuals, StepSequence, sums
 
-# (k, i): tensor i of step k of a unit, or its mask (i = -1), for one unit or stacked.
-Entries = dict[Any, tf.Tensor]
+# (k, i): variable i of step k of a unit, or the mask that step k takes (i = -1).
+Place = tuple[int, int]
+# As often as `maximum_iterations` says. More at a time would hold more than one unit's activations.
+_repeat = functools.partial(tf.while_loop, lambda *_: True, parallel_iterations=1)
 
 
 class Loop:
@@ -29,11 +32,7 @@ class Loop:
     self._times = Counter(id(v) for unit in units for step in unit.steps for v in step.layers.variables)
 
   def values(self) -> tuple[list, list]:
-    weights, states = (
-      [[tf.stack(entries) for entries in zip(*same, strict=True)] for same in zip(*of_units, strict=True)]
-      for of_units in zip(*(unit.values() for unit in self._units), strict=True)
-    )
-    return weights, states
+    return tf.nest.map_structure(lambda *values: tf.stack(values), *(unit.values() for unit in self._units))
 
   def sharing(self, state: list, latest: dict) -> list:
     _refuse_shared([v for v, _ in latest.values() if id(v) in self._times])
@@ -42,11 +41,11 @@ class Loop:
   def run(
     self, given: Given, state: list, streams: Streams, masks: list[Mask]
   ) -> tuple[Streams, list[Mask], list[tuple[Any, tf.Tensor]], list[Residuals]]:
-    masked, steps = [mask is not None for mask in masks], self._unit.steps
+    masked, steps, number = [mask is not None for mask in masks], self._unit.steps, len(self._units)
     places = {id(v): (k, i) for k, step in enumerate(steps) for i, v in enumerate(step.layers.variables)}
+    written: set[Place] = set()
 
-    def run(index: tf.Tensor, carried: Tensors) -> tuple[Tensors, Entries]:
-      streams, present = carried
+    def body(index: tf.Tensor, streams: Streams, present: dict, arrays: dict) -> tuple:
       here, before = Given(_entry(given.weights, index), given.context), [present.get(k) for k in (0, 1)]
       streams, after, changed, residuals = self._unit.run(here, _entry(state, index), streams, before)
       if [mask is not None for mask in after] != masked:
@@ -55,20 +54,30 @@ class Loop:
           f"loop=True needs units that hand Keras' masks on, but behind {names} the streams carry "
           f"{_names(after)}, before it {_names(before)}; set supports_masking = True in them, or loop=False"
         )
-      taken = {(k, -1): r.mask for k, r in enumerate(residuals) if r.mask is not None}
-      return (streams, _present(after)), {places[id(v)]: value for v, value in changed} | taken
+      new = {places[id(v)]: value for v, value in changed}
+      new |= {(k, -1): r.mask for k, r in enumerate(residuals) if r.mask is not None}
+      written.update(new)
+      return index + 1, streams, _present(after), _written(arrays, index, new)
 
-    like = _like([[*values, *weights] for values, weights in zip(state, given.weights, strict=True)])
+    arrays = self._arrays([[*values, *weights] for values, weights in zip(state, given.weights, strict=True)])
     for k, step in enumerate(steps):
       if (mask := masks[step.step.source]) is not None:
-        like[k, -1] = (mask.dtype, mask.shape)
-    carried = (list(streams), _present(masks))
-    (streams, present), updates = _loop(run, carried, like, range(len(self._units)))
+        arrays[k, -1] = tf.TensorArray(mask.dtype, number, element_shape=mask.shape)
+    start = (tf.constant(0), list(streams), _present(masks), arrays)
+    try:
+      _, streams, present, arrays = _repeat(body, start, maximum_iterations=number)
+    except RuntimeError as error:
+      if "merge_call" not in str(error):
+        raise
+      raise ValueError(
+        "loop=True cannot hold layers that speak to other devices, as synchronised BatchNorm; use loop=False"
+      ) from error
+    updates = {place: array.stack() for place, array in arrays.items() if place in written}
     residuals = [Residuals(stacked, updates.pop((k, -1), None)) for k, stacked in enumerate(state)]
     changed = [
       (unit.steps[k].layers.variables[i], value)
       for (k, i), stacked in updates.items()
-      for unit, value in zip(self._units, tf.unstack(stacked, len(self._units)), strict=True)
+      for unit, value in zip(self._units, tf.unstack(stacked, number), strict=True)
     ]
     _refuse_shared([v for v, _ in changed if self._times[id(v)] > 1])
     return streams, [present.get(k) for k in (0, 1)], changed, residuals
@@ -76,17 +85,24 @@ class Loop:
   def undo(
     self, given: Given, streams: Streams, d_streams: Streams, residuals: Sequence[Residuals]
   ) -> tuple[Streams, Streams, Given]:
-    def undo(index: tf.Tensor, carried: Tensors) -> tuple[Tensors, Entries]:
-      streams, d_streams, d_context = carried
+    def body(index: tf.Tensor, streams: Streams, d_streams: Streams, d_context: list, arrays: dict) -> tuple:
       here = Given(_entry(given.weights, index), given.context)
       streams, d_streams, d = self._unit.undo(here, streams, d_streams, _entry(residuals, index))
-      return (streams, d_streams, sums(d_context, d.context)), _entries(d.weights)
+      arrays = _written(arrays, index, _by_place(d.weights))
+      return index - 1, streams, d_streams, sums(d_context, d.context), arrays
 
-    carried = (list(streams), list(d_streams), [tf.zeros_like(tensor) for tensor in given.context])
-    last_to_first = range(len(self._units))[::-1]
-    (streams, d_streams, d_context), d = _loop(undo, carried, _like(given.weights), last_to_first)
-    d_weights = [[d[k, i] for i in range(len(weight))] for k, weight in enumerate(given.weights)]
+    number, d_context = len(self._units), [tf.zeros_like(tensor) for tensor in given.context]
+    start = (tf.constant(number - 1), list(streams), list(d_streams), d_context, self._arrays(given.weights))
+    _, streams, d_streams, d_context, arrays = _repeat(body, start, maximum_iterations=number)
+    d_weights = [[arrays[k, i].stack() for i in range(len(weight))] for k, weight in enumerate(given.weights)]
     return streams, d_streams, Given(d_weights, d_context)
+
+  def _arrays(self, stacked: list) -> dict[Place, tf.TensorArray]:
+    """For new values of tensors of each step, and gradients."""
+    return {
+      place: tf.TensorArray(tensor.dtype, len(self._units), element_shape=tensor.shape[1:])
+      for place, tensor in _by_place(stacked).items()
+    }
 
 
 def _refuse_shared(variables: Sequence[Any]) -> None:
@@ -97,58 +113,21 @@ def _refuse_shared(variables: Sequence[Any]) -> None:
     )
 
 
-def _loop(step: Callable, carried: Tensors, like: dict[Any, tuple], indices: range) -> tuple[Tensors, Entries]:
-  """carried, output = step(index, carried), for each index: (the last carried, the outputs stacked by index).
-
-  An output may have any of the keys of `like`, which says their dtypes and shapes.
-
-  Raises:
-    ValueError: a layer in the loop wants to speak to other devices.
-  """
-  written: set = set()
-
-  def body(index: tf.Tensor, carried: Tensors, arrays: dict[Any, tf.TensorArray]) -> tuple:
-    carried, output = step(index, carried)
-    written.update(output)
-    arrays = {key: array.write(index, output[key]) if key in output else array for key, array in arrays.items()}
-    return index + indices.step, carried, arrays
-
-  arrays = {
-    key: tf.TensorArray(dtype, len(indices), element_shape=shape) for key, (dtype, shape) in like.items()
-  }
-  try:
-    _, carried, arrays = tf.while_loop(
-      lambda index, *_: tf.not_equal(index, indices.stop),
-      body,
-      (tf.constant(indices.start), carried, arrays),
-      parallel_iterations=1,  # More would hold more than one unit's activations.
-      maximum_iterations=len(indices),
-    )
-  except RuntimeError as error:
-    if "merge_call" not in str(error):
-      raise
-    raise ValueError(
-      "loop=True cannot hold layers that speak to other devices, as synchronised BatchNorm does; use loop=False"
-    ) from error
-  return carried, {key: arrays[key].stack() for key in like if key in written}
-
-
 def _entry(stacked: Tensors, index: tf.Tensor) -> Tensors:
   return tf.nest.map_structure(lambda tensor: None if tensor is None else tf.gather(tensor, index), stacked)
 
 
-def _entries(tensors: list) -> Entries:
+def _by_place(tensors: list) -> dict[Place, tf.Tensor]:
   return {(k, i): tensor for k, of_step in enumerate(tensors) for i, tensor in enumerate(of_step)}
 
 
-def _like(stacked: list) -> dict[Any, tuple]:
-  """The dtype and shape of one entry of each."""
-  return {key: (tensor.dtype, tensor.shape[1:]) for key, tensor in _entries(stacked).items()}
+def _written(arrays: dict, index: tf.Tensor, new: dict) -> dict:
+  return {place: array.write(index, new[place]) if place in new else array for place, array in arrays.items()}
 
 
 def _present(masks: Sequence[Mask]) -> dict[int, tf.Tensor]:
   return {k: mask for k, mask in enumerate(masks) if mask is not None}
 
 
-def _names(masks: Sequence[Any]) -> str:
-  return " and ".join("a mask" if mask is not None and mask is not False else "none" for mask in masks)
+def _names(masks: Sequence[Mask]) -> str:
+  return " and ".join("none" if mask is None else "a mask" for mask in masks)

@@ -76,9 +76,7 @@ class CouplingStep:
 
   def shapes_after(self, shapes: list) -> list:
     """The shapes of the streams after the step."""
-    (target,), shapes = self.targets, list(shapes)
-    shapes[target] = self.coupling.changed_shape(shapes[target])
-    return shapes
+    return replaced(shapes, self.targets, [self.coupling.changed_shape(shapes[1 - self.source])])
 
   def _parts(self, change: Any, dtype: tf.DType) -> list[tf.Tensor]:
     """What the coupling makes of the function's output, computed as precisely as the stream, of this dtype."""
@@ -90,39 +88,34 @@ class CouplingStep:
     require_parts(self.name, self.coupling, parts)
     return [on_grid(tf.cast(part, dtype), self.grid_bits) for part in parts]
 
-  def change(self, streams: Streams, mask: Mask, arguments: dict[str, Any]) -> tuple[list[tf.Tensor], Mask]:
+  def change(self, streams: Streams, mask: Mask, call: Call, context: list) -> tuple[list[tf.Tensor], Mask]:
     """What the function makes of its stream: the parts for the coupling, and the Keras mask that they carry.
 
     Args:
       streams: of which none is changed.
       mask: that the stream carries.
-      arguments: of the function's call.
+      call, context: what the chain is called with; the float tensors of it.
     """
     target, source = streams[1 - self.source], streams[self.source]
-    change = self.layer(with_mask(source, mask), **arguments)
+    change = self.layer(with_mask(source, mask), **call.arguments_of(self.layer, context))
     parts = self._parts(change, target.dtype)
     return parts, mask_of_sum([keras_mask(part) for part in tf.nest.flatten(change)])
 
   def couple(self, streams: Streams, parts: Sequence[tf.Tensor]) -> Streams:
     """The streams after the step."""
-    (target,), x = self.targets, streams[1 - self.source]
+    x = streams[1 - self.source]
     require_shapes(self.name, parts, self.coupling.changed_shape(tuple(x.shape)))
     y = self.coupling.couple(x, *parts)
     after = [*streams[:2], *(total + self.coupling.log_det(x, *parts) for total in streams[2:])]
-    after[target] = y if self.coupling.invertible else on_grid(y, self.grid_bits)
-    return after
+    return replaced(after, self.targets, [y if self.coupling.invertible else on_grid(y, self.grid_bits)])
 
   def uncouple(self, streams: Streams, parts: Sequence[tf.Tensor]) -> Streams:
-    """The streams before the step."""
-    (target,), before = self.targets, list(streams)
-    before[target] = self.coupling.uncouple(streams[target], *parts)
-    return before
+    """The streams that the step changed, as they were before it."""
+    return [self.coupling.uncouple(streams[1 - self.source], *parts)]
 
   def masks_after(self, masks: list[Mask], of_change: Mask) -> list[Mask]:
     """The masks that the streams carry after the step, as in plain Keras with `Add` layers."""
-    (target,), masks = self.targets, list(masks)
-    masks[target] = mask_of_sum([masks[target], of_change])
-    return masks
+    return replaced(masks, self.targets, [mask_of_sum([masks[1 - self.source], of_change])])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +143,7 @@ class InvertibleStep:
   def shapes_after(self, shapes: list) -> list:
     return [tuple(shape) for shape in self.layer.compute_output_shape(list(shapes))]
 
-  def change(self, streams: Streams, mask: Mask, arguments: dict[str, Any]) -> tuple[list[tf.Tensor], Mask]:
+  def change(self, streams: Streams, mask: Mask, call: Call, context: list) -> tuple[list[tf.Tensor], Mask]:
     return [], None  # It takes nothing but the streams that it changes.
 
   def couple(self, streams: Streams, parts: Sequence[tf.Tensor]) -> Streams:
@@ -159,8 +152,7 @@ class InvertibleStep:
     return [*after, *totals]
 
   def uncouple(self, streams: Streams, parts: Sequence[tf.Tensor]) -> Streams:
-    before = two_streams(f"{self.name}: its inverse", self.layer.inverse(streams[:2]), streams[0].dtype)
-    return [*before, *streams[2:]]
+    return two_streams(f"{self.name}: its inverse", self.layer.inverse(streams[:2]), streams[0].dtype)
 
   def masks_after(self, masks: list[Mask], of_change: Mask) -> list[Mask]:
     carried = self.layer.supports_masking and any(mask is not None for mask in masks)
@@ -168,6 +160,12 @@ class InvertibleStep:
 
 
 Step = CouplingStep | InvertibleStep
+
+
+def replaced(values: Sequence, targets: Sequence[int], new: Sequence) -> list:
+  """`values`, with `new` in place of those whose numbers are `targets`."""
+  by_number = dict(zip(targets, new, strict=True))
+  return [by_number.get(k, value) for k, value in enumerate(values)]
 
 
 def on_grid(x: tf.Tensor, bits: int | None) -> tf.Tensor:
@@ -184,7 +182,7 @@ def run_plainly(
   """(y1, y2) and their Keras masks, from (x1, x2) and theirs."""
   with surrounded(call.surroundings):
     for step in steps:
-      parts, mask = step.change(streams, masks[step.source], call.arguments_of(step.layer, call.context))
+      parts, mask = step.change(streams, masks[step.source], call, call.floats)
       streams, masks = step.couple(streams, parts), step.masks_after(masks, mask)
   return streams, masks
 

@@ -158,7 +158,7 @@ def _traced(
     stateless = StatelessStep(step, call, keep, is_first=is_first)
     layers = stateless.layers
     streams, masks, state = _placeholders([specs, masks, layers.untrained])
-    given = Given(*_placeholders([layers.trained, call.context]))
+    given = Given(*_placeholders([layers.trained, call.floats]))
     with tf.GradientTape(watch_accessed_variables=False) as tape:
       tape.watch((streams, given))
       after, masks, _, residuals = stateless.run(given, state, streams, masks)

@@ -5,7 +5,7 @@ variables.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, groupby, pairwise
+from itertools import accumulate, chain, groupby, pairwise
 from typing import Any, NamedTuple
 
 from resnet.recomputation.arguments import Call
@@ -46,7 +46,6 @@ def segments(
     cuts: numbers of units that a segment is to end with.
   """
   runs = [run_plainly if keep is None else run_stored if keep.everything else run_rebuilding for keep in kept]
-  rows = _rows(steps) if loops else {}
   # The streams before a step that cannot be undone are kept in any case, so a segment may end there. The
   # gradients of its weights can then be used, and freed, when it is undone.
   ends = [a.invertible > b.invertible or (a.unit in cuts and a.unit < b.unit) for a, b in pairwise(steps)]
@@ -56,34 +55,29 @@ def segments(
     numbers = list(ks)
     here: Any = [steps[k] for k in numbers]
     if run is not run_plainly:
-      here = _sequence(here, call, [kept[k] or NOTHING for k in numbers], rows)
+      here = _sequence(here, call, [kept[k] or NOTHING for k in numbers], loops)
     found.append(Segment(run, here, steps[numbers[-1]].unit))
   return found
 
 
-def _sequence(steps: Sequence[Step], call: Call, kept: Sequence[Keep], rows: dict[int, str]) -> StepSequence:
-  """The steps of a segment, where their units are in a row as loops."""
+def _sequence(steps: Sequence[Step], call: Call, kept: Sequence[Keep], loops: bool) -> StepSequence:
+  """The steps of a segment; with `loops`, two or more units alike in a row as a loop."""
   found: list[Any] = []
-  for row, ks in groupby(range(len(steps)), lambda k: rows.get(steps[k].unit)):
-    loops = row is not None
-    here = [StatelessStep(steps[k], call, kept[k], loops, is_first=k == 0 and not loops) for k in ks]
-    units = [StepSequence(list(unit)) for _, unit in groupby(here, lambda step: step.step.unit)]
-    found += [Loop(units)] if loops else here
+  units = [[*numbers] for _, numbers in groupby(range(len(steps)), lambda k: steps[k].unit)]
+  for kind, row in groupby(units, lambda unit: _kind([steps[k] for k in unit]) if loops else None):
+    alike = [*row]
+    in_loop = kind is not None and len(alike) > 1
+    here = [
+      [StatelessStep(steps[k], call, kept[k], is_first=k == 0 and not in_loop) for k in unit] for unit in alike
+    ]
+    found += [Loop([*map(StepSequence, here)])] if in_loop else chain(*here)
   return StepSequence(found)
 
 
-def _rows(steps: Sequence[Step]) -> dict[int, str]:
-  """Of units that can be undone, two or more alike in a row: what they are, by their numbers."""
-  kinds = []
-  for _, unit in groupby(steps, lambda step: step.unit):
-    of_unit = list(unit)
-    loops = all(step.invertible and isinstance(step, CouplingStep) for step in of_unit)
-    kinds.append(str([likeness(step.layers) for step in of_unit]) if loops else None)
-  rows: dict[int, str] = {}
-  for kind, numbers in groupby(range(len(kinds)), kinds.__getitem__):
-    if kind and len(units := list(numbers)) > 1:
-      rows |= dict.fromkeys(units, kind)
-  return rows
+def _kind(unit: Sequence[Step]) -> str | None:
+  """The same for units that are alike; None for what can be in no loop."""
+  can_loop = all(step.invertible and isinstance(step, CouplingStep) for step in unit)
+  return str([likeness(step.layers) for step in unit]) if can_loop else None
 
 
 def run_rebuilding(
@@ -91,7 +85,7 @@ def run_rebuilding(
 ) -> tuple[Streams, list[Mask]]:
   """A segment that stores its outputs alone, and what steps keep."""
   weights, states = steps.values()
-  boundary = Boundary((streams, Given(weights, call.context)))
+  boundary = Boundary((streams, Given(weights, call.floats)))
   streams, given = boundary.given
   streams, masks, changed, residuals = steps.run(given, states, streams, masks)
 
@@ -112,7 +106,7 @@ def run_stored(
   """A segment that is backpropagated ordinarily."""
   weights, states = steps.values()
   streams, weights = released_together(streams, weights)  # Rule 5.
-  streams, masks, changed, _ = steps.run(Given(weights, call.context), states, streams, masks)
+  streams, masks, changed, _ = steps.run(Given(weights, call.floats), states, streams, masks)
   for variable, value in changed:
     variable.assign(value)
   return streams, masks

@@ -12,7 +12,7 @@ from resnet.recomputation.masks import Mask
 from resnet.recomputation.ordering import wait_for
 from resnet.recomputation.stateless import ACTIVATIONS, STATISTICS, Saved, StatelessLayers, evaluating
 from resnet.reversible.backward import NOTHING, Keep
-from resnet.reversible.plain import Step, Streams
+from resnet.reversible.plain import Step, Streams, replaced
 
 
 class Given(NamedTuple):
@@ -37,14 +37,14 @@ class Residuals(NamedTuple):
   Attributes:
     state: that the run saw.
     mask: Keras' mask of the stream that the function took.
-    saved: what its layers saved.
-    before: the streams that the step changed, as they were, by their numbers; None if they are to be rebuilt.
+    saved: what its layers saved; None if they are to compute it again.
+    before: the streams that the step changed, as they were; None if they are to be rebuilt.
   """
 
   state: list[tf.Tensor]
   mask: Mask = None
-  saved: Sequence[Saved] = ()
-  before: dict[int, tf.Tensor] | None = None
+  saved: Sequence[Saved] | None = None
+  before: Streams | None = None
 
 
 def sums(one: list[tf.Tensor | None], other: list[tf.Tensor | None]) -> list:
@@ -59,20 +59,17 @@ class StatelessStep:
     step: the step.
     call: what the chain was called with.
     keep: what it keeps for its backward pass. The streams that it changes are kept in any case if it cannot be
-      undone, and statistics unless they would round otherwise, on a grid, or it stands in a loop.
-    in_loop: whether it does.
+      undone, and statistics unless they would round otherwise, on a grid.
     is_first: whether no step before it needs the streams as they were.
 
   Attributes:
     layers: those of the step.
   """
 
-  def __init__(
-    self, step: Step, call: Call, keep: Keep = NOTHING, in_loop: bool = False, is_first: bool = False
-  ):
+  def __init__(self, step: Step, call: Call, keep: Keep = NOTHING, is_first: bool = False):
     self.step, self._call, self._is_first = step, call, is_first
     self._keeps_streams = keep.streams or not step.invertible
-    statistics = () if in_loop or step.grid_bits is not None else (STATISTICS,)
+    statistics = () if step.grid_bits is not None else (STATISTICS,)
     self._kinds = (*statistics, ACTIVATIONS) if keep.outputs else statistics
     self.layers = StatelessLayers(step.layers, step.name, self._kinds, call.surroundings)
 
@@ -111,24 +108,22 @@ class StatelessStep:
     require_repeatable(self.step.name, outputs, given.weights, others, state, owner, key)
     step, mask = self.step, masks[self.step.source]
     with self.layers.evaluation(given.weights, state) as evaluation:
-      parts, of_change = step.change(streams, mask, self._call.arguments_of(step.layer, given.context))
+      parts, of_change = step.change(streams, mask, self._call, given.context)
       with evaluating(None):
         after = step.couple(streams, parts)
-    before = unlinked({k: streams[k] for k in step.targets}) if self._keeps_streams else None
+    before = unlinked([streams[k] for k in step.targets]) if self._keeps_streams else None
     residuals = Residuals(state, mask, evaluation.saved, before)
-    changed = [(self.layers.variables[i], value) for i, value in evaluation.updates.items()]
-    return after, step.masks_after(masks, of_change), changed, residuals
+    return after, step.masks_after(masks, of_change), evaluation.updates, residuals
 
-  def rebuild(self, given: Given, streams: Streams, residuals: Residuals, inverts: bool = False) -> Streams:
-    """The streams before the step, from those after it; with `inverts` by nothing but the inverse."""
-    step = self.step
-    if residuals.before is not None and not inverts:
-      return [residuals.before.get(k, stream) for k, stream in enumerate(streams)]
-    saved = None if inverts else residuals.saved
-    with self.layers.evaluation(given.weights, residuals.state, saved) as evaluation:
-      parts, _ = step.change(streams, residuals.mask, self._call.arguments_of(step.layer, given.context))
-      with evaluation.changing_nothing():
-        return step.uncouple(streams, parts)
+  def rebuild(self, given: Given, streams: Streams, residuals: Residuals) -> Streams:
+    """The streams before the step, from those after it."""
+    step, before = self.step, residuals.before
+    if before is None:
+      with self.layers.evaluation(given.weights, residuals.state, residuals.saved) as evaluation:
+        parts, _ = step.change(streams, residuals.mask, self._call, given.context)
+        with evaluation.changing_nothing():
+          before = step.uncouple(streams, parts)
+    return replaced(streams, step.targets, before)
 
   def undo(
     self, given: Given, streams: Streams, d_streams: Streams, residuals: Residuals
@@ -139,33 +134,33 @@ class StatelessStep:
     its gradient goes to the other one.
     """
     step, (saved, before) = self.step, wait_for(streams, (residuals.saved, residuals.before))  # Rule 4.
-    shapes = [stream.shape for stream in streams]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
-      streams, weights, context = watched(tape, (streams, *given))
+      outputs, weights, context = watched(tape, (streams, *given))
       with self.layers.evaluation(weights, residuals.state, saved) as evaluation:
-        parts, _ = step.change(streams, residuals.mask, self._call.arguments_of(step.layer, context))
+        parts, _ = step.change(outputs, residuals.mask, self._call, context)
         with tape.stop_recording(), evaluation.changing_nothing():
-          before = before or dict(enumerate(step.uncouple(streams, parts)))
-        before = watched(tape, {k: before[k] for k in step.targets})
-        streams = [before.get(k, stream) for k, stream in enumerate(streams)]
+          before = before or step.uncouple(outputs, parts)
+        before = watched(tape, before)
+        inputs = replaced(outputs, step.targets, before)
         with evaluating(None):
-          after = step.couple(streams, parts)
+          after = step.couple(inputs, parts)
     for k in step.targets:
-      if not after[k].shape.is_compatible_with(shapes[k]):
-        raise ValueError(f"{step.name}: what its inverse gives becomes {after[k].shape}, not {shapes[k]}")
-    changed = [k for k, stream in enumerate(streams) if after[k] is not stream]
+      shape, expected = after[k].shape, streams[k].shape
+      if not shape.is_compatible_with(expected):
+        raise ValueError(f"{step.name}: what its inverse gives becomes {shape}, not {expected}")
+    changed = [k for k, stream in enumerate(inputs) if after[k] is not stream]
     d_after = [d_streams[k] for k in changed]
     if not (self._keeps_streams or self._is_first):
       d_after = wait_for(before, d_after)  # Rule 3.
     with self.layers.scope(weights, residuals.state):
-      d_before, *d_given = tape.gradient([after[k] for k in changed], (streams, weights, context), d_after)
+      d_before, *d_given = tape.gradient([after[k] for k in changed], (inputs, weights, context), d_after)
     # A stream that passes the step by has its gradient already, to which the function's is added.
     d_streams = sums([None if k in changed else d for k, d in enumerate(d_streams)], d_before)
-    d_streams = [tf.zeros_like(x) if d is None else d for x, d in zip(streams, d_streams, strict=True)]
+    d_streams = [tf.zeros_like(x) if d is None else d for x, d in zip(inputs, d_streams, strict=True)]
     # Dense also for weights of which rows were taken.
     d_weights, d_context = ([d if d is None else tf.convert_to_tensor(d) for d in some] for some in d_given)
     d_weights = [tf.zeros_like(w) if d is None else d for w, d in zip(weights, d_weights, strict=True)]
-    return streams, d_streams, Given(d_weights, d_context)
+    return inputs, d_streams, Given(d_weights, d_context)
 
 
 class StepSequence:
@@ -203,10 +198,8 @@ class StepSequence:
       streams, d_streams = wait_for((d_streams, here.weights, d.context), (streams, d_streams))  # Rule 2.
     return streams, d_streams, d
 
-  def rebuild(
-    self, given: Given, streams: Streams, residuals: Sequence[Residuals], inverts: bool = False
-  ) -> Streams:
-    """(x1, x2), from (y1, y2): as the backward pass does, or with `inverts` by nothing but the inverse."""
+  def rebuild(self, given: Given, streams: Streams, residuals: Sequence[Residuals]) -> Streams:
+    """(x1, x2), from (y1, y2), as the backward pass does."""
     for k, step in reversed([*enumerate(self.steps)]):
-      streams = step.rebuild(given.of(k), streams, residuals[k], inverts)
+      streams = step.rebuild(given.of(k), streams, residuals[k])
     return streams
