@@ -293,7 +293,7 @@ def test_a_block_that_is_none_is_refused(block):
 
 @pytest.mark.parametrize("order", [[0, 0], [1, 2], [0, 1.5], [0, -1]])
 def test_an_order_that_is_no_permutation_is_refused(order):
-  with pytest.raises(ValueError, match=r"order must have each of 0 ... 1 once; got "):
+  with pytest.raises(ValueError, match=r"order must have each of the channels. numbers, from 0, once; got "):
     Permute(order)
 
 

@@ -51,7 +51,7 @@ class Rebuild(Backward):
       synchronised batch normalisation, cannot be in a loop.
 
   Raises:
-    ValueError: keep is none of these, or loop is to keep something.
+    ValueError: keep or loop is none of these, or a loop is to keep something.
 
   Example:
     >>> units = [(keras.layers.Dense(4), keras.layers.Dense(4)) for _ in range(8)]
@@ -70,6 +70,8 @@ class Rebuild(Backward):
       raise ValueError(f"keep must be 'least', 'auto', 'all' or a number of bytes, got {keep!r}")
     if not isinstance(keep, str):
       object.__setattr__(self, "keep", float(keep))
+    if not isinstance(self.loop, bool):
+      raise ValueError(f"loop must be True or False, got {self.loop!r}")
     if self.loop and self.keep not in ("least", "auto"):
       raise ValueError(f"keep must be 'least' with loop=True, which keeps nothing; got {self.keep!r}")
 

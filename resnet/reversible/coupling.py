@@ -4,6 +4,7 @@ Each coupling stands with its equations. To add one, write a class like these: w
 whose gradients TensorFlow finds, and if it has variables, `build` and `get_config` as in any Keras layer.
 """
 
+import numbers
 from typing import Any
 
 import keras
@@ -105,7 +106,7 @@ class Scaled(Coupling):
     trained: whether a is a weight, a scalar for each function of the chain.
 
   Raises:
-    ValueError: scale is 0.
+    ValueError: scale is no number, or 0.
 
   Example:
     >>> functions = [(keras.layers.Dense(4), keras.layers.Dense(4)) for _ in range(3)]
@@ -116,9 +117,9 @@ class Scaled(Coupling):
 
   def __init__(self, scale: float, trained: bool = False, **kwargs: Any) -> None:
     super().__init__(**kwargs)
-    if not scale:
-      raise ValueError(f"scale must be a number other than 0, or the coupling has no inverse; got {scale!r}")
     self.scale, self.trained = scale, trained
+    if not (isinstance(scale, numbers.Real) and scale):
+      raise ValueError(f"scale must be a number other than 0, or the coupling has no inverse; got {scale!r}")
     self.exact = abs(scale) == 1 and not trained
 
   def build(self, input_shape: Any) -> None:
@@ -198,7 +199,7 @@ class Affine(Coupling):
     bound: if given, s is replaced by bound * tanh(s / bound), which stays within +-bound.
 
   Raises:
-    ValueError: bound is not positive.
+    ValueError: bound is no positive number.
 
   Example:
     >>> flow = ReversibleChain(
@@ -211,7 +212,7 @@ class Affine(Coupling):
 
   def __init__(self, bound: float | None = None, **kwargs: Any) -> None:
     super().__init__(**kwargs)
-    if bound is not None and not bound > 0:
+    if bound is not None and not (isinstance(bound, numbers.Real) and bound > 0):
       raise ValueError(f"bound must be positive, or None for an s without bounds; got {bound!r}")
     self.bound = bound
 

@@ -150,8 +150,8 @@ class Permute(Invertible):
 
   def __init__(self, order: Sequence[int], **kwargs: Any) -> None:
     super().__init__(**kwargs)
-    if set(order) != set(range(len(order))):
-      raise ValueError(f"order must have each of 0 ... {len(order) - 1} once; got {order!r}")
+    if not isinstance(order, Sequence | np.ndarray) or set(order) != set(range(len(order))):
+      raise ValueError(f"order must have each of the channels' numbers, from 0, once; got {order!r}")
     self.order = [int(channel) for channel in order]
 
   def call(self, streams: Streams) -> Streams:
