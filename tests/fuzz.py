@@ -270,6 +270,17 @@ class Cell(layers.Layer):
     return y2, [y1]
 
 
+class Within(layers.Layer):
+  """Gives what a function without arguments gives, in the call of a layer of some policy."""
+
+  def __init__(self, run, policy):
+    super().__init__(dtype=policy)
+    self.run = run
+
+  def call(self, _):
+    return self.run()
+
+
 def around(config: Config, call: Callable, streams: list) -> list:
   """`call` on the streams, in some control flow."""
   if not config.control:
@@ -316,7 +327,8 @@ def step(world: World, tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
   def run(streams):
     COMPUTED.tensor = tf.exp(tf.convert_to_tensor(raw(OUTSIDE.variable)))
-    return around(config, lambda streams: world.call(streams, arguments), streams)
+    call = functools.partial(around, config, lambda streams: world.call(streams, arguments), streams)
+    return Within(call, config.within)(tf.constant(0)) if config.within else call()
 
   if kind == "forward":
     x1 = tf.convert_to_tensor(streams[0])

@@ -50,6 +50,7 @@ class Config:
   alias: tuple[str, ...] = ()  # two inputs that are one tensor
   uses: str = "both"  # of the outputs
   control: str = ""  # control flow around the call
+  within: str = ""  # the policy of a layer around that
   tape: str = "one"
   execution: str = "eager"
   batch: str = "known"
@@ -202,6 +203,8 @@ def draw(seed: int, attempt: int = 0) -> Config:
     config = dataclasses.replace(config, alias=tuple(rng.sample(inputs, 2)))
   if "outside tensor" in config.parts and rng.random() < 0.3:  # Rare otherwise.
     config = dataclasses.replace(config, execution="mirrored")
+  if rng.random() < 0.15 and not fits:
+    config = dataclasses.replace(config, within=rng.choice(["mixed_bfloat16", "float64"]))
   if config.tape == "assigned" and config.parts & {"tf.recompute_grad", "tf.custom_gradient", "keras.remat"}:
     config = dataclasses.replace(config, tape="persistent")  # Plain Keras reads weights as they are then.
   return dataclasses.replace(config, steps=2) if "tf.function" in config.parts else config
