@@ -322,6 +322,8 @@ def gradients(tape, target, sources: dict[str, Any], label="", **kwargs) -> dict
 def step(world: World, tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
   """Outputs, their masks and gradients, by name."""
   config, kind = world.config, world.config.tape
+  for function in world.functions if config.within else ():  # Keras does so in the outermost layer.
+    function._clear_losses()
   streams, arguments = world.inputs(tensors)
   sources = world.sources((streams, arguments))
 

@@ -66,7 +66,7 @@ class Normalising(Invertible):
 
 
 class Rescaling(Normalising):
-  """x1 plus x2 over its root mean square, which the first run would keep for the second."""
+  """x1 plus x2 over its norm, which the first run would keep for the second."""
 
   def build(self, input_shape):
     self.w = self.add_weight(shape=(), initializer="ones", autocast=False)
@@ -124,6 +124,49 @@ def test_methods_hand_on_training_as_a_call_does():
   (after,) = chain.intermediates(given, [1], training=True)
   np.testing.assert_array_equal(after, chain(given, training=True))
   assert np.abs(np.subtract(after, chain(given))).max() > 0.1
+
+
+class Turned(Invertible):
+  """x1 plus x2 W. `call` and `inverse` read W of a layer within."""
+
+  def build(self, input_shape):
+    self.dense = dense(use_bias=False)
+    self.dense.build(input_shape[1])
+
+  def call(self, streams):
+    return [streams[0] + streams[1] @ tf.cast(self.dense.kernel, streams[1].dtype), streams[1]]
+
+  def inverse(self, streams):
+    return [streams[0] - streams[1] @ tf.cast(self.dense.kernel, streams[1].dtype), streams[1]]
+
+
+class Within(layers.Layer):
+  """What a function gives in the call of a layer of mixed precision."""
+
+  def __init__(self, function):
+    super().__init__(dtype="mixed_bfloat16")
+    self.function = function
+
+  def call(self, _):
+    return self.function()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "mixed_bfloat16"])
+def test_methods_read_weights_as_a_call_does_in_a_layer_of_mixed_precision(dtype):
+  keras.utils.set_random_seed(1)
+  units = [(dense(), dense()), Turned(dtype=dtype), (dense(), dense())]
+  chain, given, found = ReversibleChain(units, dtype="float64"), streams(), []
+  chain.build([(6, 4), (6, 4)])
+  for chain.backward in (Store(), Rebuild()):
+    with tf.GradientTape() as tape:
+      tape.watch(given)
+      ((y1, y2),) = Within(lambda: chain.intermediates(given, [2]))(tf.constant(0))
+      loss = tf.reduce_sum(tf.sin(y1)) + tf.reduce_sum(y2**2)
+    found.append([y1, y2, *tape.gradient(loss, [*given, *chain.trainable_variables])])
+  for ours, plain in zip(*reversed(found), strict=True):
+    np.testing.assert_allclose(ours, plain, rtol=1e-9, atol=1e-9)
+  assert Within(lambda: chain.reconstruction_error(given))(tf.constant(0)) < 1e-12
+  assert Within(lambda: chain.plan(given))(tf.constant(0)) == chain.plan(given)
 
 
 @keras.saving.register_keras_serializable("tests")

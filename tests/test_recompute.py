@@ -154,9 +154,16 @@ class Around(keras.layers.Layer):
 
 @pytest.mark.parametrize("way", ["recompute", "Recompute", "keep_output", "chain"])
 @pytest.mark.parametrize(
-  "make", [lambda: keras.layers.Dense(4, "tanh", dtype="float32"), Bare], ids=["Dense", "Bare"]
+  "make",
+  [
+    lambda: keras.layers.Dense(4, "tanh", dtype="float32"),
+    lambda: keras.layers.Dense(4, "tanh", dtype="float64"),
+    Bare,
+  ],
+  ids=["float32", "float64", "without autocast"],
 )
-def test_weights_are_as_precise_as_without_the_engine_in_a_layer_of_mixed_precision(make, way):
+@pytest.mark.parametrize("run", [lambda f: f, tf.function], ids=["eager", "graph"])
+def test_weights_are_as_precise_as_without_the_engine_in_a_layer_of_mixed_precision(make, way, run):
   keras.utils.set_random_seed(1)
   layer, x = Around(make(), way), tf.random.stateless_normal([5, 4], [1, 2])
 
@@ -164,8 +171,29 @@ def test_weights_are_as_precise_as_without_the_engine_in_a_layer_of_mixed_precis
     with tf.GradientTape() as tape:
       tape.watch(x)
       y = layer(x)
-    return [y, *tape.gradient(y, [x, *layer.trainable_variables], x)]
+    return [y, *tape.gradient(y, [x, *layer.trainable_variables], tf.cast(x, y.dtype))]
 
   with ordinary_backprop():
     expected = gradients()
-  assert_close(gradients(), expected, 1e-6)
+  assert_close(run(gradients)(), expected, 1e-6)
+
+
+class Rows(keras.layers.Layer):
+  """w x as rows of lengths 2 and 3, and these lengths."""
+
+  def build(self, input_shape):
+    self.w = self.add_weight(shape=(), initializer="ones")
+
+  def call(self, x):
+    return {"rows": tf.RaggedTensor.from_row_lengths(self.w * x, [2, 3]), "lengths": tf.constant([2, 3])}
+
+
+def test_outputs_may_be_rows_of_several_lengths():
+  layer, x = Rows(), tf.range(5.0)
+  layer.build([5])
+  with tf.GradientTape() as tape:
+    tape.watch(x)
+    y = recompute(layer, x)
+    loss = tf.reduce_sum(y["rows"].flat_values ** 2)
+  np.testing.assert_array_equal(y["rows"].row_lengths(), y["lengths"])
+  assert_close(tape.gradient(loss, [x, *layer.trainable_variables]), [2 * x, tf.reduce_sum(2 * x**2)], 1e-6)

@@ -18,7 +18,6 @@ class Values:
 
   Attributes:
     floats: the float tensors in it, for which gradients are wanted.
-    key: what it is, but for the values of tensors.
   """
 
   def __init__(self, structure: Any):
@@ -26,9 +25,6 @@ class Values:
     self._leaves = [by_value(leaf) for leaf in tf.nest.flatten(structure, expand_composites=True)]
     self._masks = [by_value(keras_mask(leaf)) for leaf in self._leaves]
     self.floats = [leaf for leaf in self._leaves if is_float(leaf)]
-    shown = [(leaf.dtype, leaf.shape) if tf.is_tensor(leaf) else leaf for leaf in self._leaves]
-    structure = tf.nest.map_structure(lambda _: ..., structure)
-    self.key = str((structure, shown, [mask is None for mask in self._masks]))
 
   def filled_in(self, floats: list[tf.Tensor]) -> Any:
     """The structure, with `floats` in place of its float tensors."""
@@ -39,19 +35,25 @@ class Values:
 
 
 class Call(Values):
-  """What a layer is called with, `training` and other arguments, in the surroundings that are there now.
+  """What a layer is called with, `training` and other arguments.
 
   Args:
     name: of what is called, for errors.
     training: for all layers.
     arguments: of a chain, by name: each goes to the layers whose `call` has an argument of the name.
+
+  Attributes:
+    surroundings: of layers that are called now, with this `training`.
+    key: what the arguments are, but for the values of tensors.
   """
 
   def __init__(self, name: str, training: bool, arguments: Any):
     super().__init__(arguments)
     self.name, self.training = name, training
     self.surroundings = surroundings(training=training)
-    self.key = str((training, self.key))
+    shown = [(leaf.dtype, leaf.shape) if tf.is_tensor(leaf) else leaf for leaf in self._leaves]
+    structure = tf.nest.map_structure(lambda _: ..., arguments)
+    self.key = str((training, structure, shown, [mask is None for mask in self._masks]))
 
   def arguments_of(self, layer: keras.layers.Layer, floats: list[tf.Tensor]) -> dict[str, Any]:
     """Those of `filled_in` that the layer takes, and `training`."""
@@ -62,12 +64,11 @@ class Call(Values):
 
 def require_taken(name: str, arguments: dict[str, Any], taken: Collection[str]) -> None:
   """Raises ValueError if `name`, which takes these arguments, is called with others."""
-  for argument in arguments:
-    if argument not in taken:
-      raise ValueError(
-        f"{name} was called with {argument!r}, which no layer in it takes; they take "
-        f"{', '.join(map(repr, sorted(taken))) or 'no arguments'}"
-      )
+  for argument in arguments.keys() - taken:
+    raise ValueError(
+      f"{name} was called with {argument!r}, which no layer in it takes; they take "
+      f"{', '.join(map(repr, sorted(taken))) or 'no arguments'}"
+    )
 
 
 def by_value(leaf: Any) -> Any:

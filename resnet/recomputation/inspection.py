@@ -39,7 +39,7 @@ def require_repeatable(
 
   Args:
     name: of the function, for errors.
-    run: (weights, others, state) -> outputs.
+    run: a function of (weights, others, state). What it returns does not count.
     weights, others, state: float tensors. Gradients are wanted for the first two.
     owner, key: what was found for a key is remembered as long as the owner is there.
 

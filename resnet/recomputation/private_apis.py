@@ -1,11 +1,12 @@
 """The engine's uses of private parts of TensorFlow and Keras; requirements.txt bounds their versions for it."""
 
 import contextlib
+import copy
 import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -106,52 +107,38 @@ def show_to_checkpoints(parent: keras.layers.Layer, **lists: Sequence[keras.laye
       parent._track_trackable(layer, f"{name}_{k}")
 
 
-class Surroundings(NamedTuple):
-  """What a layer takes from the call of the layer around it.
+def surroundings(**arguments: Any) -> dict[str, Any]:
+  """What Keras' global state has for layers that are called now: the call around them, and its autocast.
 
-  Attributes:
-    arguments: handed on to layers that are called without them, such as `training`.
-    autocast: the dtype to which variables are cast when they are read, in Keras' words.
+  Args:
+    **arguments: of the call around, for layers that are called without them, such as `training`.
   """
-
-  arguments: dict[str, Any]
-  autocast: Any
-
-
-def surroundings(**arguments: Any) -> Surroundings:
-  """Those that are there now, with these arguments."""
-  context = global_state.get_global_attribute("current_call_ctx")
-  around = {} if context is None else {k: value for k, value in vars(context).items() if k != "entry_layer"}
-  return Surroundings({**around, **arguments}, backend.get_autocast_scope())
+  context = copy.copy(global_state.get_global_attribute("current_call_ctx")) or CallContext(None)
+  vars(context).update(arguments, entry_layer=None)
+  return {"current_call_ctx": context, "autocast_scope": backend.get_autocast_scope()}
 
 
-def surrounded(by: Surroundings) -> contextlib.AbstractContextManager:
-  """A context like the call of a layer that has these surroundings."""
-  context = CallContext(entry_layer=None)
-  for name, value in by.arguments.items():
-    context.set_value(name, value)
-  return _with_attributes(current_call_ctx=context, autocast_scope=by.autocast)
+@contextlib.contextmanager
+def surrounded(by: dict[str, Any]) -> Iterator[None]:
+  """A context with these `surroundings`, which do not change."""
+  before = {name: global_state.get_global_attribute(name) for name in by}
+  try:
+    for name, value in by.items():
+      global_state.set_global_attribute(name, copy.copy(value))
+    yield
+  finally:
+    for name, value in before.items():
+      global_state.set_global_attribute(name, value)
 
 
 def as_stored() -> contextlib.AbstractContextManager:
   """A context in which variables are read in their own dtype, also in a layer that computes in another."""
-  return _with_attributes(autocast_scope=None)
+  return surrounded({"autocast_scope": None})
 
 
-@contextlib.contextmanager
-def _with_attributes(**attributes: Any) -> Iterator[None]:
-  """A context in which Keras' global state has these attributes."""
-  before = {name: global_state.get_global_attribute(name) for name in attributes}
-  _set_attributes(attributes)
-  try:
-    yield
-  finally:
-    _set_attributes(before)
-
-
-def _set_attributes(attributes: dict[str, Any]) -> None:
-  for name, value in attributes.items():
-    global_state.set_global_attribute(name, value)
+def without_autocast() -> contextlib.AbstractContextManager:
+  """A context like the call of a layer that has `autocast=False`."""
+  return backend.AutocastScope(None) if backend.get_autocast_scope() else contextlib.nullcontext()
 
 
 def _inlining(call: Callable) -> Callable:

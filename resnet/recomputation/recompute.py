@@ -96,7 +96,7 @@ def recompute(
     training, keep, kwargs: as of `Recompute`.
 
   Returns:
-    What the layer returns. Gradients go through float tensors.
+    What the layer returns, arrays as tensors. Gradients go through float tensors.
 
   Raises:
     NotImplementedError, ValueError: as `Recompute`.
@@ -127,10 +127,11 @@ def recompute(
   boundary = Boundary((stateless.weights(), call.floats))
   weights, floats = boundary.given
   require_repeatable(layer.name, run, weights, floats, state, layer, (call.key, tuple(keep)))
-  outputs, evaluation = run(weights, floats, state)
+  outputs, first = run(weights, floats, state)
+  kept = first.saved  # All that the backward pass needs of it.
 
   def backward(_: Tensors, d_outputs: Tensors, held: Tensors) -> Tensors:
-    weights, floats, saved = wait_for(d_outputs, (*held, evaluation.saved))  # Rule 1.
+    weights, floats, saved = wait_for(d_outputs, (*held, kept))  # Rule 1.
     with tf.GradientTape(watch_accessed_variables=False) as tape:
       held = weights, floats = watched(tape, (weights, floats))
       again, _ = run(weights, floats, state, saved)
@@ -138,6 +139,6 @@ def recompute(
       return tape.gradient(again.floats, held, d_outputs)
 
   results = boundary.leave_without_storing(call.name, outputs.floats, boundary.given, backward)
-  for variable, value in evaluation.updates:
+  for variable, value in first.updates:
     variable.assign(value)
   return outputs.filled_in(results)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextvars import ContextVar
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -11,7 +12,7 @@ import tensorflow as tf
 from resnet.recomputation.contexts import evaluates, setting
 from resnet.recomputation.custom_vjp import Tensors, custom_vjp, local
 from resnet.recomputation.masks import Mask
-from resnet.recomputation.private_apis import Surroundings, as_stored, surrounded, surroundings
+from resnet.recomputation.private_apis import as_stored, surrounded, surroundings
 
 # What layers may save for their recomputation.
 STATISTICS = "statistics"  # what `replayed` saves, small beside an activation
@@ -103,7 +104,7 @@ class StatelessLayers:
     layers: built.
     name: of the whole, for errors.
     keep: the kinds of tensors, see above, that layers may save for the recomputation.
-    around: of the evaluations, by default those that are there now.
+    around: the `surroundings` of the evaluations, by default those that are there now.
 
   Attributes:
     untrained, trained: the variables whose values are the state, and those whose values are the weights.
@@ -115,7 +116,7 @@ class StatelessLayers:
     layers: Sequence[keras.layers.Layer],
     name: str,
     keep: Collection[str] = (),
-    around: Surroundings | None = None,
+    around: dict[str, Any] | None = None,
   ):
     variables = {id(variable): variable for layer in layers for variable in layer.variables}
     # In the order of `variables`, which freezing does not change. As in a model, it is the variable's word that

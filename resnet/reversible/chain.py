@@ -35,7 +35,13 @@ from resnet.recomputation.arguments import Call, by_value, call_arguments, requi
 from resnet.recomputation.building import build_by_call
 from resnet.recomputation.contexts import activations_are_stored
 from resnet.recomputation.masks import Mask, with_mask
-from resnet.recomputation.private_apis import as_stored, keras_mask, scratch_graph, show_to_checkpoints
+from resnet.recomputation.private_apis import (
+  as_stored,
+  keras_mask,
+  scratch_graph,
+  show_to_checkpoints,
+  without_autocast,
+)
 from resnet.reversible.backward import EVERYTHING, NOTHING, Keep, Rebuild, Store
 from resnet.reversible.checks import require_masks, require_pair, require_streams, require_units, stream_dtype
 from resnet.reversible.coupling import Coupling, couplings_of
@@ -297,7 +303,8 @@ class ReversibleChain(keras.layers.Layer):
     return streams, masks, call
 
   def _call(self, training: bool, arguments: dict[str, Any]) -> Call:
-    call = Call(f"ReversibleChain {self.name!r}", training, arguments)
+    with without_autocast():  # As in `__call__`, where not all methods come through.
+      call = Call(f"ReversibleChain {self.name!r}", training, arguments)
     require_taken(call.name, arguments, self.call_arguments)
     return call
 

@@ -65,7 +65,8 @@ def require_parts(name: str, coupling: keras.layers.Layer, parts: Sequence[Any])
   for part in parts:
     if not isinstance(part, tf.Tensor | keras.KerasTensor) or not tf.as_dtype(part.dtype).is_floating:
       raise ValueError(
-        f"{name} gives {part!r}, where its coupling {type(coupling).__name__} takes one float tensor"
+        f"{name} gives {part!r}, where its coupling {type(coupling).__name__} takes one float tensor, and no "
+        "whole numbers"
       )
 
 

@@ -52,6 +52,7 @@ class Invertible(keras.layers.Layer):
 
   def __init__(self, **kwargs: Any) -> None:
     super().__init__(autocast=False, **kwargs)
+    self.dtype_policy = keras.DTypePolicy(self.variable_dtype)  # Variables are read as they are.
     self.supports_masking = True
 
   def build(self, input_shape: Any) -> None:

@@ -58,7 +58,7 @@ class Loop:
       new = {places[id(v)]: value for v, value in changed}
       new |= {(k, -1): r.mask for k, r in enumerate(residuals) if r.mask is not None}
       written.update(new)
-      return index + 1, streams, _present(after), _written(arrays, index, new)
+      return index + 1, streams, _present(after), arrays | _written(arrays, index, new)
 
     arrays = self._arrays([[*values, *weights] for values, weights in zip(state, given.weights, strict=True)])
     for k, step in enumerate(steps):
@@ -123,7 +123,7 @@ def _by_place(tensors: list) -> dict[Place, tf.Tensor]:
 
 
 def _written(arrays: dict, index: tf.Tensor, new: dict) -> dict:
-  return {place: array.write(index, new[place]) if place in new else array for place, array in arrays.items()}
+  return {place: arrays[place].write(index, value) for place, value in new.items()}
 
 
 def _present(masks: Sequence[Mask]) -> dict[int, tf.Tensor]:

@@ -78,7 +78,7 @@ class CouplingStep:
     """The shapes of the streams after the step."""
     return replaced(shapes, self.targets, [self.coupling.changed_shape(shapes[1 - self.source])])
 
-  def _parts(self, change: Any, dtype: tf.DType) -> list[tf.Tensor]:
+  def _parts(self, change: Any, dtype: tf.DType | str) -> list[tf.Tensor]:
     """What the coupling makes of the function's output, computed as precisely as the stream, of this dtype."""
     wide = tf.nest.map_structure(lambda x: tf.cast(x, dtype) if is_float(x) else x, change)
     try:

@@ -63,13 +63,11 @@ def segments(
 def _sequence(steps: Sequence[Step], call: Call, kept: Sequence[Keep], loops: bool) -> StepSequence:
   """The steps of a segment; with `loops`, two or more units alike in a row as a loop."""
   found: list[Any] = []
-  units = [[*numbers] for _, numbers in groupby(range(len(steps)), lambda k: steps[k].unit)]
-  for kind, row in groupby(units, lambda unit: _kind([steps[k] for k in unit]) if loops else None):
+  units = [[*unit] for _, unit in groupby(zip(steps, kept, strict=True), lambda pair: pair[0].unit)]
+  for kind, row in groupby(units, lambda unit: _kind([step for step, _ in unit]) if loops else None):
     alike = [*row]
     in_loop = kind is not None and len(alike) > 1
-    here = [
-      [StatelessStep(steps[k], call, kept[k], is_first=k == 0 and not in_loop) for k in unit] for unit in alike
-    ]
+    here = [[StatelessStep(s, call, keep, s is steps[0] and not in_loop) for s, keep in unit] for unit in alike]
     found += [Loop([*map(StepSequence, here)])] if in_loop else chain(*here)
   return StepSequence(found)
 
