@@ -8,7 +8,8 @@ from typing import Any
 # Whether layers are evaluated on given values. What is in them is then part of something larger, which has been
 # inspected. private_apis.py says what TensorFlow does otherwise then.
 evaluates: ContextVar[bool] = ContextVar("evaluates", default=False)
-_stored: ContextVar[bool] = ContextVar("stored", default=False)
+# Whether activations are stored, by `ordinary_backprop`.
+stored: ContextVar[bool] = ContextVar("stored", default=False)
 
 
 @contextlib.contextmanager
@@ -34,9 +35,4 @@ def ordinary_backprop() -> contextlib.AbstractContextManager:
     >>> np.allclose(ordinary, chain(streams))
     True
   """
-  return setting(_stored, True)
-
-
-def activations_are_stored() -> bool:
-  """Whether `ordinary_backprop` is in force."""
-  return _stored.get()
+  return setting(stored, True)

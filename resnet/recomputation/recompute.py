@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from resnet.recomputation.arguments import Call, Values, call_arguments, require_taken
 from resnet.recomputation.building import build_by_call, build_layer, require_layer
-from resnet.recomputation.contexts import activations_are_stored
+from resnet.recomputation.contexts import stored
 from resnet.recomputation.custom_vjp import Boundary, Tensors, watched
 from resnet.recomputation.inspection import require_repeatable
 from resnet.recomputation.ordering import wait_for
@@ -111,7 +111,7 @@ def recompute(
   require_kinds(keep)
   call = Call(f"recomputed layer {layer.name!r}", training, (inputs, kwargs))
   require_taken(call.name, kwargs, call_arguments(layer))
-  if activations_are_stored():
+  if stored.get():
     return layer(inputs, training=training, **kwargs)
   stateless = StatelessLayers([layer], layer.name, keep, call.surroundings)
   state = stateless.state()

@@ -33,7 +33,7 @@ import tensorflow as tf
 
 from resnet.recomputation.arguments import Call, by_value, call_arguments, require_taken
 from resnet.recomputation.building import build_by_call
-from resnet.recomputation.contexts import activations_are_stored
+from resnet.recomputation.contexts import stored
 from resnet.recomputation.masks import Mask, with_mask
 from resnet.recomputation.private_apis import (
   as_stored,
@@ -319,7 +319,7 @@ class ReversibleChain(keras.layers.Layer):
   ) -> list[Segment]:
     steps, keep = self._steps(), self._keep(streams)
     kept: Sequence[Keep | None]
-    if isinstance(self.backward, Store) or activations_are_stored():
+    if isinstance(self.backward, Store) or stored.get():
       kept = [None] * len(steps)
     elif keep in ("least", "all"):
       kept = [NOTHING if keep == "least" else EVERYTHING] * len(steps)
