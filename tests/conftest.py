@@ -7,6 +7,7 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import keras
 import pytest
 import tensorflow as tf
 from helpers import ROOT, fresh_flags
@@ -16,6 +17,12 @@ tf.config.set_logical_device_configuration(
   tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 tf.config.experimental.enable_op_determinism()
+
+
+@pytest.fixture(autouse=True)
+def seed():
+  """The same initial weights in every run, whichever tests came before."""
+  keras.utils.set_random_seed(1)
 
 
 @pytest.fixture
